@@ -1,0 +1,54 @@
+# `make` alone lists the targets. Everything runs in .venv, which `install` makes and keeps up to date.
+
+.DEFAULT_GOAL := help
+VENV := .venv
+# More arguments for the program that a target runs: make test ARGS='-k qcow2 -x'
+ARGS ?=
+# The interpreter to make .venv with; empty means the first Python that is new enough.
+PYTHON ?=
+export PYTHON
+
+.PHONY: help install oracles demo test check format bench conformance clean
+
+help: ## list the targets
+	@printf 'aioblock. Start with: make demo\n\n'
+	@awk 'BEGIN { FS = ":[^#]*## " } /^[a-z]+:[^#]*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@printf '\nAdd arguments with ARGS: make test ARGS="-k qcow2 -x"\n'
+
+install: ## make .venv with the project and its development tools (quick when nothing changed)
+	@scripts/setup venv
+
+oracles: ## install the programs that tests compare with (qemu-img, nbdinfo, ...), if this user may
+	@scripts/setup oracles
+
+demo: install ## a short tour: make an image chain, look at it, convert and compare it
+	$(VENV)/bin/python examples/demo.py $(ARGS)
+
+test: install oracles ## the whole test suite
+	$(VENV)/bin/pytest -n auto $(ARGS)
+
+check: install ## linters, types, spelling and layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict aioblock
+	$(VENV)/bin/codespell
+	$(VENV)/bin/pytest -q tests/test_layering.py
+
+format: install ## put imports and layout in order
+	$(VENV)/bin/ruff check --select I --fix .
+	$(VENV)/bin/ruff format .
+
+bench: install ## run the benchmarks
+	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+conformance: install ## run QEMU's own block tests against the programs (needs AIOBLOCK_IOTESTS)
+	@if [ -z "$$AIOBLOCK_IOTESTS" ]; then \
+	    echo 'make conformance: set AIOBLOCK_IOTESTS to a program that runs QEMU'"'"'s iotests with --bin FOLDER, e.g.'; \
+	    echo '    make conformance AIOBLOCK_IOTESTS=../iotests-runner/run ARGS="--format qcow2 154"'; \
+	    exit 2; \
+	fi
+	"$$AIOBLOCK_IOTESTS" --bin $(VENV)/bin $(ARGS)
+
+clean: ## remove .venv, caches and build results
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

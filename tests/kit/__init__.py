@@ -1,0 +1,1 @@
+"""What tests share: fakes, models, makers of images, and the programs to compare with."""
