@@ -1,0 +1,55 @@
+"""The registry of drivers: by name, and by looking at the first bytes of a file."""
+
+from aioblock.base.errors import InvalidImage, OptionError
+from aioblock.core.driver import BlockDriver
+
+__all__ = ["PROBE_BYTES", "driver_names", "find_driver", "find_protocol", "probe_format", "register"]
+
+PROBE_BYTES = 2048
+"""How much of a file a probe sees. VMDK descriptors and VHD copies of the footer lie in the first sectors."""
+
+_drivers: dict[str, type[BlockDriver]] = {}
+
+
+def register(*drivers: type[BlockDriver]) -> None:
+    """Add drivers; one of a name that is there already takes its place."""
+    for driver in drivers:
+        _drivers[driver.name] = driver
+
+
+def driver_names() -> list[str]:
+    """The names of all drivers, sorted."""
+    return sorted(_drivers)
+
+
+def find_driver(name: str) -> type[BlockDriver]:
+    """The driver of that name. Raises: OptionError."""
+    try:
+        return _drivers[name]
+    except KeyError:
+        raise OptionError(f"Unknown driver '{name}'", option="driver") from None
+
+
+def find_protocol(prefix: str) -> type[BlockDriver] | None:
+    """The protocol driver that a name like `prefix:...` means, or None."""
+    driver = _drivers.get(prefix)
+    return driver if driver is not None and driver.kind == "protocol" else None
+
+
+def probe_format(head: bytes, filename: str) -> type[BlockDriver]:
+    """The format whose driver is surest of these first bytes; `raw` where no other is.
+
+    Raises: InvalidImage where two formats are equally sure: a file made to be taken for one and then for the other.
+    """
+    scores = sorted(
+        ((driver.probe(head, filename), driver.name) for driver in _drivers.values() if driver.kind == "format"),
+        reverse=True,
+    )
+    if not scores:
+        raise OptionError("no format driver is registered")
+    best, name = scores[0]
+    if best and len(scores) > 1 and scores[1][0] == best:
+        raise InvalidImage(
+            f"The format is ambiguous ('{name}' or '{scores[1][1]}'); say which one it is", filename=filename
+        )
+    return _drivers[name]
