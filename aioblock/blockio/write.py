@@ -1,0 +1,107 @@
+"""Write: bounds, padding by read-modify-write, splitting, zero detection, flags that a driver does not do itself."""
+
+import errno
+
+from aioblock.base.buffers import is_zero
+from aioblock.base.errors import NotSupported
+from aioblock.base.flags import REQ_COMPRESSED, REQ_FUA, REQ_MAY_UNMAP, REQ_SERIALISING, REQ_UNCHANGED
+from aioblock.blockio.flush import flush
+from aioblock.blockio.request import aligned, check_writable, request_error
+from aioblock.core.node import BlockNode
+
+__all__ = ["driver_write", "write", "write_within"]
+
+
+async def write(node: BlockNode, offset: int, data: memoryview, flags: int = 0) -> None:
+    """Write all of `data` at `offset`.
+
+    Failed: the range holds old data, new data, or some of each. Not to be cancelled: see `core.eager.run_to_end`.
+    Raises: OSError (EACCES read-only, EIO past the end, ENOTSUP for compressed data where there is none).
+    """
+    nbytes = len(data)
+    if node.read_only or offset < 0 or offset + nbytes > node.length:
+        check_writable(node, offset, nbytes)
+    if not nbytes and not flags & REQ_COMPRESSED:
+        return
+    if node.detect_zeroes != "off" and not flags & REQ_COMPRESSED and is_zero(data):
+        from aioblock.blockio.zeroes import write_zeroes  # it writes with this verb where it cannot do better
+
+        unmap = REQ_MAY_UNMAP if node.detect_zeroes == "unmap" else 0
+        await write_zeroes(node, offset, nbytes, flags | unmap)
+        return
+    requests = node.requests
+    if flags & REQ_SERIALISING or (offset | nbytes) & node.align_mask:
+        ticket = requests.begin_serialising(*aligned(node, offset, nbytes))
+    else:
+        ticket = requests.begin(offset, offset + nbytes)
+    try:
+        if requests.serialising:
+            await requests.wait(ticket)
+            check_writable(node, offset, nbytes)  # what it waited for may have cut the node
+        if flags & REQ_COMPRESSED:
+            try:
+                await node.driver.pwritev_compressed(offset, data)
+            finally:
+                node.flush_state.written += 1
+            if flags & REQ_FUA:
+                await flush(node)
+        else:
+            await write_within(node, offset, data, flags)
+    finally:
+        requests.end(ticket)
+
+
+async def write_within(node: BlockNode, offset: int, data: memoryview, flags: int) -> None:
+    """Write a range that is entered already: the padding, the driver, and FUA where the driver has none."""
+    mask = node.align_mask
+    if (offset | len(data)) & mask:
+        offset, data = await _padded(node, offset, data)
+    await driver_write(node, offset, data, flags)
+    if flags & REQ_FUA and not node.driver.supported_write_flags & REQ_FUA:
+        await flush(node)
+
+
+async def driver_write(node: BlockNode, offset: int, data: memoryview, flags: int) -> None:
+    """Hand an aligned write to the driver, in pieces as long as it takes; then count it and what it made grow."""
+    driver = node.driver
+    passed = flags & driver.supported_write_flags & (REQ_FUA | REQ_UNCHANGED)
+    nbytes = len(data)
+    end = offset + nbytes
+    longest = node.max_transfer
+    try:
+        if not longest or nbytes <= longest:
+            await driver.pwritev(offset, data, passed)
+        else:
+            for at in range(0, nbytes, longest):
+                await driver.pwritev(offset + at, data[at : at + longest], passed)
+    finally:
+        node.flush_state.written += 1  # also when it failed: some of it may have been written
+    if end > node.length and node.can_grow:  # where it cannot, the padding of the last block reaches behind the end
+        node.length = end
+
+
+async def _padded(node: BlockNode, offset: int, data: memoryview) -> tuple[int, memoryview]:
+    """`data` with what the storage holds before and behind it, out to the alignment. The range is serialised."""
+    start, end = aligned(node, offset, len(data))
+    unit = node.align_mask + 1
+    whole = memoryview(bytearray(end - start))
+    if start != offset or end - start == unit:
+        await _old(node, start, whole[:unit])
+    if end != offset + len(data) and end - start > unit:
+        await _old(node, end - unit, whole[-unit:])
+    whole[offset - start : offset - start + len(data)] = data
+    return start, whole
+
+
+async def _old(node: BlockNode, offset: int, block: memoryview) -> None:
+    if offset < node.length:
+        await node.driver.preadv(offset, block, 0)
+
+
+def require_compressed(node: BlockNode, offset: int, nbytes: int) -> None:
+    """Raises: OSError EINVAL where a compressed write is not made of whole clusters; NotSupported without clusters."""
+    cluster = node.driver.info().cluster_size
+    if not cluster:
+        raise NotSupported
+    if offset % cluster or (nbytes % cluster and offset + nbytes != node.length):
+        raise request_error(errno.EINVAL, node)
