@@ -17,7 +17,7 @@ async def discard(node: BlockNode, offset: int, nbytes: int) -> None:
     """
     check_range(node, offset, nbytes)
     check_writable(node, offset, min(nbytes, max(node.length - offset, 0)))
-    if not nbytes or type(node.driver).pdiscard is BlockDriver.pdiscard:
+    if not nbytes or not node.unmap or type(node.driver).pdiscard is BlockDriver.pdiscard:
         return
     limits = node.limits
     unit = max(limits.pdiscard_alignment, limits.request_alignment)

@@ -2,7 +2,8 @@
 
 Each layer keeps a cursor: the batch it answered last, and how much of it is used up. It is asked again only when that
 is used up, so the cost grows with the sum of the layers' runs, not with runs times layers. Layers are asked at the same
-time as soon as one of them suspends. A layer is asked for no range in which a layer above decides.
+time as soon as one of them suspends. A layer is asked for nothing before the first byte that those above leave open,
+and an error there counts only if it is about such a byte.
 """
 
 import asyncio
@@ -253,6 +254,8 @@ class _ChainWalk:
         if cursor is None:
             return False
         offset, end = found.span()
+        if end == found.end:
+            end = found.limit  # a short batch of a layer above must not make this one answer for each of its runs
         question: _Question = _KNOWN
         if not cursor.covers(offset):
             if cursor.depth > 1 and cursor.ends_before(offset):
@@ -290,6 +293,8 @@ class _Fold:
 
     def __init__(self, offset: int, end: int) -> None:
         self.offset, self.end = offset, end
+        self.limit = end
+        """Where the walk ends."""
         self.starts = np.array([offset], np.int64)
         self.flags = np.zeros(1, np.uint8)
         self.map = np.zeros(1, np.int64)

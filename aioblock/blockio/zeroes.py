@@ -3,7 +3,7 @@
 import errno
 
 from aioblock.base.errors import NotSupported
-from aioblock.base.flags import REQ_FUA, REQ_NO_FALLBACK
+from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.blockio.flush import flush
 from aioblock.blockio.request import aligned, check_writable
 from aioblock.blockio.write import driver_write, write_within
@@ -26,6 +26,8 @@ async def write_zeroes(node: BlockNode, offset: int, nbytes: int, flags: int = 0
     check_writable(node, offset, nbytes)
     if not nbytes:
         return
+    if not node.unmap:
+        flags &= ~REQ_MAY_UNMAP
     requests = node.requests
     unit = node.limits.pwrite_zeroes_alignment or 1
     # Serialising: the driver may give clusters back, which a request in flight still uses.

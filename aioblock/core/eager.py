@@ -124,13 +124,11 @@ async def settle(tasks: "list[asyncio.Task[Any]]") -> None:
 
 
 async def cancelled_once(coro: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
-    """Await `coro`, for what must clean up behind itself: however often the caller is cancelled, `coro` is once.
+    """Await `coro` in a task of its own: however often the caller is cancelled, `coro` is once, and can clean up.
 
     What `coro` came to nevertheless is given to `undo`. Returns only when nothing of both runs any more.
     """
-    begun = start(coro)
-    if isinstance(begun, Finished):
-        return begun.result()
+    begun = asyncio.get_running_loop().create_task(coro)
     try:
         await settled_or_cancelled(begun)
     except asyncio.CancelledError:

@@ -95,6 +95,7 @@ class BlockNode:
         "read_only",
         "requests",
         "tasks",
+        "unmap",
         "variable_length",
     )
 
@@ -127,6 +128,8 @@ class BlockNode:
         self.quiesced = 0
         self.closed = False
         self.detect_zeroes = "off"
+        self.unmap = True
+        """Discards reach the driver, and write-zeroes may give storage back; False: neither (`discard=ignore`)."""
         self.can_grow = False
         self.variable_length = False
         self.has_status = False

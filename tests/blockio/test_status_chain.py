@@ -1,7 +1,6 @@
 """A chain: which layer decides, how far, what an end of file means; and the model that every chain must agree with."""
 
 import errno
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from aioblock.base.flags import ALLOCATED, DATA, EOF, OFFSET_VALID, ZERO
 from aioblock.graph.backend import BlockBackend
+from tests.kit.chains import Fact, chains, fact_of, facts
 from tests.kit.scripted import Script, assert_idle, layers_of, opened
 
 K = 1024
@@ -187,65 +187,13 @@ async def test_is_zero_raises_what_a_layer_raises() -> None:
 # -- against a model ------------------------------------------------------------------------------------------------
 
 
-class Fact(NamedTuple):
-    """What the model says of one byte: the layer that decides (0: none), whether DATA or ZERO, where it lies."""
-
-    depth: int
-    kind: int
-    map: int
-
-
-UNIT = 16
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> list[Script]:
-    """1 to 6 layers of different lengths, each with random runs."""
-    scripts = []
-    for _ in range(draw(st.integers(1, 6))):
-        length = UNIT * draw(st.integers(1, 12)) - draw(st.sampled_from([0, 0, 5]))
-        runs: list[tuple[int, int] | tuple[int, int, int]] = []
-        at = 0
-        while at < length:
-            nbytes = min(UNIT * draw(st.integers(1, 4)), length - at)
-            flags = draw(st.sampled_from([0, 0, DATA, ZERO, DATA | OFFSET_VALID, ZERO | OFFSET_VALID]))
-            runs.append((flags, nbytes, UNIT * draw(st.integers(0, 100))))
-            at += nbytes
-        script = Script(length, runs, lacks=draw(st.sampled_from([(), ("extents",)])))
-        script.most = draw(st.sampled_from([0, 0, 7]))
-        script.batch = draw(st.sampled_from([1, 3, 100]))
-        scripts.append(script)
-    return scripts
-
-
-def facts(scripts: list[Script]) -> list[Fact]:
-    """The model: each byte of the top by itself, from the top down."""
-    found = []
-    for offset in range(scripts[0].length):
-        fact = Fact(0, ZERO, -1)
-        for depth, script in enumerate(scripts, 1):
-            if offset >= script.length:
-                fact = Fact(depth, ZERO, -1)
-                break
-            flags, _, *where = script.run_at(offset, 1, True)
-            if flags & (DATA | ZERO):
-                fact = Fact(depth, flags & (DATA | ZERO), where[0] if flags & OFFSET_VALID else -1)
-                break
-        found.append(fact)
-    return found
-
-
-def _fact(flags: int, where: int, depth: int, skipped: int) -> Fact:
-    return Fact(depth, flags & (DATA | ZERO), where + skipped if flags & OFFSET_VALID else -1)
-
-
 async def walked(disk: BlockBackend) -> list[Fact]:
     found: list[Fact] = []
     while len(found) < disk.length:
         answer = await disk.block_status_above(None, len(found), disk.length)
         assert answer.pnum > 0
         assert bool(answer.flags & ALLOCATED) == (answer.depth > 0)
-        found += [_fact(answer.flags, answer.map, answer.depth, skipped) for skipped in range(answer.pnum)]
+        found += [fact_of(answer.flags, answer.map, answer.depth, skipped) for skipped in range(answer.pnum)]
         if len(found) == disk.length:
             assert answer.flags & EOF
     return found
@@ -267,7 +215,7 @@ async def test_any_question_says_the_same_as_the_walk(scripts: list[Script], dat
     nbytes = data.draw(st.integers(1, scripts[0].length + 20))
     async with opened(*scripts) as disk:
         answer = await disk.block_status_above(None, offset, nbytes)
-        told = [_fact(answer.flags, answer.map, answer.depth, skipped) for skipped in range(answer.pnum)]
+        told = [fact_of(answer.flags, answer.map, answer.depth, skipped) for skipped in range(answer.pnum)]
         assert told == expected[offset : offset + answer.pnum]
         allocated = await disk.block_status_above(None, offset, nbytes, want_zero=False)
         assert allocated.depth == expected[offset].depth

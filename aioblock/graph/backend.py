@@ -1,0 +1,493 @@
+"""BlockBackend: the user's handle on a graph. Bounds, back-pressure, statistics, the shield of changing requests."""
+
+import asyncio
+import errno
+from asyncio import get_running_loop
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from aioblock.base.buffers import as_view
+from aioblock.base.errors import BlockError
+from aioblock.base.flags import DATA, OFFSET_VALID, REQ_COMPRESSED, REQ_COPY_ON_READ, REQ_FUA, status_names
+from aioblock.blockio.child import Child
+from aioblock.blockio.discard import discard
+from aioblock.blockio.flush import flush
+from aioblock.blockio.read import read
+from aioblock.blockio.request import refresh_length, request_error
+from aioblock.blockio.status import WINDOW, block_status, block_status_above, is_zero
+from aioblock.blockio.truncate import truncate
+from aioblock.blockio.write import require_compressed, write
+from aioblock.blockio.zeroes import write_zeroes
+from aioblock.core.eager import run_to_end, settled_or_cancelled
+from aioblock.core.images import CheckResult, DriverInfo, Prealloc
+from aioblock.core.io import Buffer, ChainStatus, Status
+from aioblock.core.node import BlockNode
+from aioblock.core.statistics import Statistics
+from aioblock.graph.drain import drained
+from aioblock.graph.opening import close_edge
+from aioblock.graph.reopen import reopen
+
+if TYPE_CHECKING:
+    from aioblock.blockio.extents import ChainExtents
+
+__all__ = ["BlockBackend", "Extent"]
+
+YIELD_AFTER = 64
+"""How many requests in a row may complete without suspending before the loop gets a turn: 0.3 ms of cached reads."""
+
+
+class Extent(NamedTuple):
+    """A run of bytes of a chain: all of it says the same. Sizes in bytes."""
+
+    offset: int
+    length: int
+    flags: int
+    map: int
+    """Offset of the raw bytes in `file`; counts only with OFFSET_VALID."""
+    file: BlockNode | None
+    depth: int
+    """Which layer decided, 1 = the top; 0: none did, all of them leave it open."""
+
+    def __str__(self) -> str:
+        where = f" at {self.map:#x} of {self.file.filename}" if self.flags & OFFSET_VALID and self.file else ""
+        return f"{self.offset:#x}+{self.length:#x} {status_names(self.flags)} depth {self.depth}{where}"
+
+
+class BlockBackend:
+    """An open image: every verb a coroutine, each may be cancelled, many at a time.
+
+    A cancelled read or status leaves nothing behind. A cancelled write, zeroes, discard, truncate or flush is as if it
+    had never begun if it was still waiting its turn; else it runs to its end, counted in flight, and `drained` and
+    `close` wait for it: its buffer must not change before that.
+    """
+
+    def __init__(
+        self, root: Child, *, max_in_flight: int = 1024, window: int = WINDOW, copy_on_read: bool = False
+    ) -> None:
+        self._root = root
+        self.node: BlockNode = root.node
+        self.statistics = Statistics()
+        self.in_flight = 0
+        """Requests that came through the queue and have not ended."""
+        self._max = max(max_in_flight, 1)
+        self._window = window
+        self._read_flags = REQ_COPY_ON_READ if copy_on_read else 0
+        self._stopped = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._in_a_row = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self.node.gates.append(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"in_flight={self.in_flight} queued={len(self._queue)}"
+        return f"<BlockBackend {self.node.filename or self.node.name} length={self.length} {state}>"
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Length in bytes."""
+        return self.node.length
+
+    @property
+    def writable(self) -> bool:
+        """Whether it may be written."""
+        return not self.node.read_only
+
+    @property
+    def name(self) -> str:
+        """The file name, as it is shown in messages."""
+        return self.node.filename
+
+    def info(self) -> DriverInfo:
+        """What the image tells about itself, beyond its length. No I/O."""
+        return self.node.driver.info()
+
+    async def getlength(self) -> int:
+        """Length in bytes, asked anew where it may change by itself (a device). Raises: OSError."""
+        return await refresh_length(self.node)
+
+    async def allocated_size(self) -> int | None:
+        """How many bytes of storage the image file takes; None where nobody knows. Raises: OSError."""
+        node = self.node
+        while not node.is_protocol and node.file is not None:
+            node = node.file.node
+        return await node.driver.allocated_size()
+
+    # -- the queue ---------------------------------------------------------------------------------------------------
+
+    async def _enter(self) -> None:
+        """Wait for a turn: first come, first served, while others are at the limit or the graph is drained.
+
+        Cancelled: as if it had not come.
+        """
+        self._check_open()
+        if self.in_flight < self._max and not self._stopped and not self._queue:
+            self.in_flight += 1
+            return
+        turn = self._loop.create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in self._queue:
+                self._queue.remove(turn)
+            elif not turn.cancelled() and turn.exception() is None:
+                self._leave()  # the turn had come already: hand it on
+            raise
+
+    async def _give_way(self) -> None:
+        """Let others have the loop now and then: requests that never wait would keep it."""
+        self._in_a_row += 1
+        if self._in_a_row >= YIELD_AFTER:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise request_error(errno.EBADF, self.node, "The image is closed")
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        if self._loop is not get_running_loop():
+            raise RuntimeError(f"{self!r} belongs to another event loop")
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        if self._queue:
+            self._admit()
+        if self._idle and not self.in_flight:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _admit(self) -> None:
+        while self._queue and not self._stopped and self.in_flight < self._max:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self.in_flight += 1
+                turn.set_result(None)
+
+    def stop(self) -> None:
+        """New requests wait (see `graph.drain`)."""
+        self._stopped += 1
+
+    def go_on(self) -> None:
+        """The reverse of one `stop`."""
+        self._stopped -= 1
+        self._admit()
+
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        while self.in_flight:
+            waiter = self._loop.create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    def drained(self) -> AbstractAsyncContextManager[None]:
+        """`async with disk.drained():` nothing is in flight inside, here or below; new requests wait."""
+        return drained(self.node)
+
+    # -- read --------------------------------------------------------------------------------------------------------
+
+    def readinto(self, offset: int, buffer: bytearray | memoryview, flags: int = 0) -> Coroutine[Any, Any, None]:
+        """Fill `buffer` from `offset`. Cancelled or failed: its content is undefined. Raises: OSError."""
+        return self._readinto(offset, as_view(buffer), flags)
+
+    async def _readinto(self, offset: int, view: memoryview, flags: int) -> None:
+        nbytes = len(view)
+        node = self.node
+        if (
+            self._queue
+            or self._stopped
+            or self._closed
+            or self.in_flight >= self._max
+            or self._loop is not get_running_loop()
+        ):
+            await self._enter()
+        else:
+            self.in_flight += 1
+        try:
+            if offset < 0 or offset + nbytes > node.length:
+                await self._check(offset, nbytes)
+            await read(node, offset, view, flags | self._read_flags)
+            self.statistics.reads += 1
+            self.statistics.bytes_read += nbytes
+        except (OSError, BlockError):
+            self.statistics.failed += 1
+            raise
+        finally:
+            self._leave()
+        self._in_a_row += 1
+        if self._in_a_row >= YIELD_AFTER:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+
+    async def pread(self, offset: int, nbytes: int, flags: int = 0) -> bytearray:
+        """`nbytes` at `offset`, as a new bytearray. Raises: as `readinto`."""
+        if nbytes < 0 or offset + nbytes > self.node.length:
+            await self._check_early(offset, nbytes)  # before memory is taken for it
+        data = bytearray(nbytes)
+        await self._readinto(offset, memoryview(data), flags)
+        return data
+
+    async def _check(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes < 0 or offset + nbytes > await refresh_length(self.node):
+            raise request_error(errno.EIO, self.node)
+
+    # -- change ------------------------------------------------------------------------------------------------------
+
+    async def _change(self, verb: Callable[..., Coroutine[Any, Any, None]], *args: Any, **kwargs: Any) -> None:
+        """Run a changing verb to its end, whatever becomes of the caller."""
+        await self._enter()
+        await run_to_end(self._changing(verb, args, kwargs), self._tasks)
+        await self._give_way()
+
+    async def _changing(
+        self, verb: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        try:
+            await verb(self.node, *args, **kwargs)
+        except (OSError, BlockError):
+            self.statistics.failed += 1
+            raise
+        finally:
+            self._leave()
+
+    async def _check_early(self, offset: int, nbytes: int) -> None:
+        """Bounds, before the request takes a turn."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.node.length:
+            try:
+                await self._check(offset, nbytes)
+            except OSError:
+                self.statistics.failed += 1
+                raise
+
+    async def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> None:
+        """Write all of `data` at `offset`. REQ_FUA: on stable storage when done. REQ_COMPRESSED: whole clusters.
+
+        `data` must not change before the call is done. Failed: the range holds old data, new data, or some of each.
+        Raises: OSError (EACCES read-only, EIO past the end, ENOSPC ...).
+        """
+        view = as_view(data)
+        nbytes = len(view)
+        await self._check_early(offset, nbytes)
+        if flags & REQ_COMPRESSED:
+            require_compressed(self.node, offset, nbytes)
+        await self._change(write, offset, view, self._with_fua(flags))
+        self.statistics.writes += 1
+        self.statistics.bytes_written += nbytes
+
+    def _with_fua(self, flags: int) -> int:
+        return flags if self.node.cache.writeback else flags | REQ_FUA
+
+    async def pwrite_zeroes(self, offset: int, nbytes: int, flags: int = 0) -> None:
+        """Make a range read as zeroes, allocating nothing where that can be helped.
+
+        REQ_MAY_UNMAP, REQ_NO_FALLBACK, REQ_FUA: see `base.flags`.
+        Raises: as `pwrite`; NotSupported with REQ_NO_FALLBACK.
+        """
+        await self._check_early(offset, nbytes)
+        await self._change(write_zeroes, offset, nbytes, self._with_fua(flags))
+        self.statistics.zeroes += 1
+        self.statistics.bytes_zeroed += nbytes
+
+    async def pdiscard(self, offset: int, nbytes: int) -> None:
+        """Tell that a range is not needed any more. Advisory. Raises: OSError."""
+        await self._check_early(offset, nbytes)
+        await self._change(discard, offset, nbytes)
+        self.statistics.discards += 1
+        self.statistics.bytes_discarded += nbytes
+
+    async def flush(self) -> None:
+        """Put every write that was done before this call on stable storage.
+
+        Raises: OSError; after one failure every later flush fails too, until the image is reopened.
+        """
+        if not self.writable:
+            return
+        await self._change(flush)
+        self.statistics.flushes += 1
+
+    async def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
+        """Set the length in bytes; what is grown reads as zeroes. Raises: OSError, NotSupported."""
+        await self._change(truncate, length, exact=exact, prealloc=prealloc)
+
+    # -- ask ---------------------------------------------------------------------------------------------------------
+
+    async def block_status(self, offset: int, nbytes: int, want_zero: bool = True) -> Status:
+        """What is in the run at `offset`, in the top layer alone. Raises: OSError."""
+        await self._enter()
+        try:
+            self.statistics.status += 1
+            found = await block_status(self.node, offset, nbytes, want_zero)
+        finally:
+            self._leave()
+        await self._give_way()
+        return found
+
+    async def block_status_above(
+        self,
+        base: BlockNode | None,
+        offset: int,
+        nbytes: int,
+        *,
+        include_base: bool = False,
+        want_zero: bool = True,
+    ) -> ChainStatus:
+        """What is in the run at `offset`, and which layer from the top down to `base` decides it. Raises: OSError."""
+        await self._enter()
+        try:
+            self.statistics.status += 1
+            found = await block_status_above(
+                self.node,
+                base,
+                offset,
+                nbytes,
+                include_base=include_base,
+                want_zero=want_zero,
+                window=self._window,
+                statistics=self.statistics,
+            )
+        finally:
+            self._leave()
+        await self._give_way()
+        return found
+
+    async def is_zero(self, offset: int, nbytes: int) -> bool:
+        """Whether a range is known to read as zeroes through the whole chain. Raises: OSError."""
+        await self._enter()
+        try:
+            zero = await is_zero(self.node, offset, nbytes, statistics=self.statistics)
+        finally:
+            self._leave()
+        await self._give_way()
+        return zero
+
+    async def extent_batches(
+        self,
+        offset: int = 0,
+        nbytes: int | None = None,
+        *,
+        base: BlockNode | None = None,
+        include_base: bool = False,
+        want_zero: bool = True,
+    ) -> "AsyncIterator[ChainExtents]":
+        """What is in a whole range of the chain, as batches of NumPy arrays. Raises: OSError."""
+        from aioblock.blockio.extents import chain_extents  # brings numpy, which most programs never need
+
+        batches = chain_extents(
+            self.node,
+            offset,
+            nbytes,
+            base=base,
+            include_base=include_base,
+            want_zero=want_zero,
+            window=self._window,
+            statistics=self.statistics,
+        )
+        while True:
+            await self._enter()
+            try:
+                batch = await anext(batches, None)
+            finally:
+                self._leave()
+            if batch is None:
+                return
+            yield batch
+
+    async def extents(
+        self, offset: int = 0, nbytes: int | None = None, *, base: BlockNode | None = None, want_zero: bool = True
+    ) -> AsyncIterator[Extent]:
+        """What is in a whole range of the chain, run by run, neighbours that say the same merged. Raises: OSError."""
+        last: Extent | None = None
+        async for batch in self.extent_batches(offset, nbytes, base=base, want_zero=want_zero):
+            at = batch.offset
+            for length, flags, where, depth, index in zip(
+                batch.lengths.tolist(),
+                batch.flags.tolist(),
+                batch.map.tolist(),
+                batch.depth.tolist(),
+                batch.file_index.tolist(),
+                strict=True,
+            ):
+                run = Extent(at, length, flags, where, batch.files[index] if index >= 0 else None, depth)
+                at += length
+                if last is not None and _continues(last, run):
+                    last = last._replace(length=last.length + length, flags=flags)
+                    continue
+                if last is not None:
+                    yield last
+                last = run
+        if last is not None:
+            yield last
+
+    # -- the image as a whole ----------------------------------------------------------------------------------------
+
+    async def check(self, *, fix_leaks: bool = False, fix_errors: bool = False) -> CheckResult:
+        """Check the metadata of the top layer against itself, drained meanwhile.
+
+        Cancelled: a repair that has begun goes on to its end. Raises: NotSupported, OSError.
+        """
+        self._check_open()
+        if fix_leaks or fix_errors:
+            return await run_to_end(self._check_now(fix_leaks, fix_errors), self._tasks)
+        return await self._check_now(False, False)
+
+    async def _check_now(self, fix_leaks: bool, fix_errors: bool) -> CheckResult:
+        async with self.drained():
+            return await self.node.driver.check(fix_leaks=fix_leaks, fix_errors=fix_errors)
+
+    async def reopen(self, *, writable: bool | None = None, cache: str | None = None) -> None:
+        """Change the mode of the open image; drained and flushed meanwhile. Failed: the old mode holds.
+
+        Cancelled: it goes on to its end. Raises: OSError, GraphError, OptionError.
+        """
+        self._check_open()
+        await run_to_end(reopen(self._root, writable=writable, cache=cache), self._tasks)
+
+    async def close(self) -> None:
+        """Wait for what is in flight, flush, and give everything up. A second call only waits for the first.
+
+        Cancelled: it goes on in the background. Everything is given up also where something fails; the first error is
+        raised at the end. Raises: OSError.
+        """
+        self._check_loop()
+        if self._closed:
+            if self._closing is not None:
+                await settled_or_cancelled(self._closing)
+            return
+        self._closed = True
+        for turn in self._queue:
+            if not turn.done():
+                turn.set_exception(request_error(errno.EBADF, self.node, "The image was closed"))
+        self._queue.clear()
+        self._closing = self._loop.create_task(self._close_now())
+        await settled_or_cancelled(self._closing)
+        self._closing.result()
+
+    async def _close_now(self) -> None:
+        await self.idle()
+        for task in tuple(self._tasks):  # a reopen or a repair whose caller has left
+            await settled_or_cancelled(task)
+        self.node.gates.remove(self)
+        await close_edge(self._root)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _continues(last: Extent, run: Extent) -> bool:
+    if last.depth != run.depth or (last.flags ^ run.flags) & ~0x20 or last.file is not run.file:
+        return False
+    return not run.flags & OFFSET_VALID or last.map + last.length == run.map or not run.flags & (DATA | OFFSET_VALID)

@@ -1,0 +1,85 @@
+"""Creating images: the options checked, the storage made, the format written into it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aioblock.base.errors import NotSupported, OptionError
+from aioblock.base.flags import PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE
+from aioblock.base.options import Options
+from aioblock.core.driver import BlockDriver
+from aioblock.core.eager import cancelled_once
+from aioblock.core.images import CreateOption
+from aioblock.core.registry import find_driver
+from aioblock.graph.names import protocol_of, strip_protocol
+from aioblock.graph.opening import close_edge, open_root
+from aioblock.graph.settings import OpenSettings
+
+__all__ = ["create_image", "create_options"]
+
+
+def create_options(format: str, protocol: type[BlockDriver] | None = None) -> tuple[CreateOption, ...]:
+    """The options that `create` takes for a format, those of the protocol it is written to behind its own.
+
+    Raises: OptionError for an unknown format; NotSupported for one that cannot be created.
+    """
+    driver = find_driver(format)
+    if not driver.create_options:
+        raise NotSupported(f"Format driver '{format}' does not support image creation")
+    found = {option.name: option for option in driver.create_options}
+    for option in protocol.create_options if protocol is not None else ():
+        found.setdefault(option.name, option)
+    return tuple(found.values())
+
+
+async def create_image(name: str, format: str, options: Mapping[str, Any]) -> None:
+    """Make an image of a format. `options`: a value for each option that is given, of its kind or as a string.
+
+    What was there before under that name is lost. Failed: what is there is no usable image.
+    Raises: OptionError before anything is touched; NotSupported; OSError.
+    """
+    protocol = protocol_of(name)
+    known = create_options(format, protocol)
+    values = typed_options(known, options)
+    driver = find_driver(format)
+    path = strip_protocol(name)
+    own = {option.name for option in driver.create_options}
+    below = {option.name for option in protocol.create_options}
+    if driver.name == "raw":
+        await protocol.create_file(path, {key: value for key, value in values.items() if key in below})
+        return
+    await protocol.create_file(path, {"size": 0} | {key: values[key] for key in values if key in below - own})
+    written = {key: value for key, value in values.items() if key in own}
+    await cancelled_once(_write_format(driver, {"driver": protocol.name, "filename": path}, written), _nothing)
+
+
+async def _write_format(driver: type[BlockDriver], where: dict[str, Any], values: dict[str, Any]) -> None:
+    perm = PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE
+    file = await open_root(where, OpenSettings(writable=True), perm, PERM_ALL & ~(PERM_WRITE | PERM_RESIZE))
+    try:
+        await driver.create(file, values)
+    finally:
+        await close_edge(file)
+
+
+async def _nothing(_: None) -> None:
+    """A file that was written is not unwritten."""
+
+
+def typed_options(known: tuple[CreateOption, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options in their kinds; those not given are absent. Raises: OptionError."""
+    reader = Options(options)
+    values: dict[str, Any] = {}
+    for option in known:
+        if option.name not in reader:
+            continue
+        if option.kind == "size":
+            values[option.name] = reader.take_size(option.name)
+        elif option.kind == "int":
+            values[option.name] = reader.take_int(option.name)
+        elif option.kind == "bool":
+            values[option.name] = reader.take_bool(option.name)
+        else:
+            values[option.name] = reader.take_str(option.name)
+    if unknown := reader.leftover():
+        raise OptionError(f"Invalid parameter '{unknown[0]}'", option=unknown[0])
+    return values

@@ -1,0 +1,47 @@
+"""What holds for a graph while it is opened, and for a place in it."""
+
+from dataclasses import dataclass, field
+
+from aioblock.core.context import CacheMode
+from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
+
+__all__ = ["MAX_DEPTH", "OpenSettings", "Place"]
+
+MAX_DEPTH = 256
+"""How many layers a chain may have, unless the caller says otherwise. Chains in use are rarely longer than 30."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSettings:
+    """What holds for the whole graph that one call opens."""
+
+    writable: bool = False
+    cache: CacheMode = field(default_factory=CacheMode)
+    unmap: bool = True
+    """Discards reach the storage, and write-zeroes may give it back."""
+    detect_zeroes: str = "off"
+    force_share: bool = False
+    backing: bool = True
+    """False: backing files are not opened; what they would decide reads as zeroes."""
+    trust: TrustPolicy = TRUST_DIRECTORY
+    probe: bool | None = None
+    """Whether formats may be guessed; None: of the top image, if it is opened read-only."""
+    for_check: bool = False
+    max_depth: int = MAX_DEPTH
+    names: set[str] = field(default_factory=set)
+    """The names that the caller gave to nodes of this graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the graph a node is opened, and what is asked of it there."""
+
+    perm: int
+    shared: int
+    writable: bool
+    protocol: bool = False
+    """A name without a driver means a protocol here, not an image to be probed."""
+    layers: tuple[object, ...] = ()
+    """The identities of the files of the layers above, to find loops."""
+    depth: int = 1
+    """Which layer of the chain it belongs to, 1 = the top."""

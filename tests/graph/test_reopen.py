@@ -1,0 +1,245 @@
+"""Reopen: between read-only and writable and between cache modes, whole or not at all."""
+
+import asyncio
+import errno
+import os
+
+import pytest
+
+import aioblock
+from aioblock.base.errors import OptionError
+from aioblock.base.flags import PERM_WRITE
+from aioblock.drivers.formats.qcow2 import Qcow2Driver
+from aioblock.graph.reopen import cache_mode
+from tests.kit.cancel_points import cancelled_at, open_files
+from tests.kit.oracle import assert_clean, qemu_io, require
+from tests.kit.scripted import Script, assert_idle, layers_of, opened, until
+
+MIB = 1 << 20
+FORMATS = pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+MODES = {
+    "none": (True, False, True),
+    "off": (True, False, True),
+    "writeback": (False, False, True),
+    "writethrough": (False, False, False),
+    "directsync": (True, False, False),
+    "unsafe": (False, True, True),
+}
+
+
+def flags_of(mode):
+    return mode.direct, mode.no_flush, mode.writeback
+
+
+@pytest.fixture
+async def image(tmp_path, fmt):
+    path = tmp_path / f"x.{fmt}"
+    await aioblock.create(path, fmt, size=MIB)
+    return path
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_cache_modes(name):
+    assert flags_of(cache_mode(name)) == MODES[name]
+
+
+def test_an_unknown_cache_mode():
+    with pytest.raises(OptionError, match="Invalid cache mode 'maybe'"):
+        cache_mode("maybe")
+
+
+@FORMATS
+async def test_read_only_to_writable_and_back(image, fmt):
+    async with await aioblock.open(image, format=fmt) as disk:
+        with pytest.raises(PermissionError):
+            await disk.pwrite(0, b"x")
+        await disk.reopen(writable=True)
+        assert disk.writable and not disk.node.file.node.read_only
+        await disk.pwrite(0, b"hello")
+        await disk.flush()
+        await disk.reopen(writable=False)
+        assert not disk.writable and disk.node.file.node.read_only
+        with pytest.raises(PermissionError):
+            await disk.pwrite(0, b"x")
+        assert await disk.pread(0, 5) == b"hello"
+        assert open_files(image.parent) == [os.fspath(image)]
+        await disk.reopen(writable=True)
+        await disk.pwrite(5, b"again")
+    async with await aioblock.open(image, format=fmt) as disk:
+        assert await disk.pread(0, 10) == b"helloagain"
+
+
+@FORMATS
+async def test_to_read_only_what_was_written_is_in_the_file(image, fmt):
+    async with await aioblock.open(image, format=fmt, writable=True) as disk:
+        await disk.pwrite(70000, b"hello")
+        await disk.reopen(writable=False)
+        async with await aioblock.open(image, format=fmt) as other:
+            assert await other.pread(70000, 5) == b"hello"
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("fmt", ["qcow2"])
+async def test_others_see_the_mode_by_the_locks(image, fmt):
+    require("qemu-io")
+    async with await aioblock.open(image, format=fmt, writable=True) as disk:
+        assert qemu_io(image, "length", fmt=fmt, options=["-r"], check=False).returncode != 0
+        await disk.reopen(writable=False)
+        qemu_io(image, "read 0 512", fmt=fmt, options=["-r"])
+        assert qemu_io(image, "length", fmt=fmt, check=False).returncode != 0
+        await disk.reopen(writable=True)
+        assert qemu_io(image, "length", fmt=fmt, options=["-r"], check=False).returncode != 0
+        await disk.pwrite(0, b"x")
+    assert_clean(image, fmt)
+
+
+@FORMATS
+@pytest.mark.parametrize("cache", ["writeback", "writethrough", "unsafe"])
+async def test_cache_modes_change(image, fmt, cache):
+    async with await aioblock.open(image, format=fmt, writable=True) as disk:
+        await disk.pwrite(0, b"before")
+        await disk.reopen(cache=cache)
+        for node in (disk.node, disk.node.file.node):
+            assert flags_of(node.cache) == MODES[cache]
+        assert disk.writable
+        await disk.pwrite(6, b"after")
+        assert await disk.pread(0, 11) == b"beforeafter"
+
+
+async def test_writethrough_flushes_from_then_on():
+    script = Script(4096)
+    async with opened(script, writable=True) as disk:
+        await disk.pwrite(0, b"x")
+        await disk.reopen(cache="writethrough")
+        before = len(script.calls("flush"))
+        await disk.pwrite(0, b"x")
+        assert len(script.calls("flush")) == before + 1
+        await disk.reopen(cache="writeback")
+        before = len(script.calls("flush"))
+        await disk.pwrite(0, b"x")
+        assert len(script.calls("flush")) == before
+
+
+async def test_layers_below_stay_read_only(tmp_path):
+    await aioblock.create(tmp_path / "b", "qcow2", size=MIB)
+    await aioblock.create(tmp_path / "a", "qcow2", {"backing_file": "b", "backing_fmt": "qcow2"})
+    async with await aioblock.open(tmp_path / "a", format="qcow2") as disk:
+        await disk.reopen(writable=True)
+        top, below = layers_of(disk)
+        assert (top.read_only, top.file.node.read_only) == (False, False)
+        assert (below.read_only, below.file.node.read_only) == (True, True)
+        await disk.pwrite(0, b"x")
+        await disk.reopen(writable=False)
+
+
+async def test_it_drains_and_flushes_first():
+    script = Script(4096)
+    script.hold("pwritev")
+    async with opened(script, writable=True) as disk:
+        writing = asyncio.create_task(disk.pwrite(0, b"x"))
+        await until(lambda: script.held)
+        reopening = asyncio.create_task(disk.reopen(writable=False))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not reopening.done() and disk.writable
+        late = asyncio.create_task(disk.pwrite(1, b"y"))
+        await asyncio.sleep(0)
+        script.release()
+        await asyncio.gather(writing, reopening)
+        assert len(script.calls("flush")) == 1
+        with pytest.raises(PermissionError):  # it came after the reopen
+            await late
+        assert_idle(disk)
+
+
+@pytest.mark.parametrize("fmt", ["qcow2"])
+async def test_a_lock_conflict_keeps_the_old_mode(image, fmt):
+    async with await aioblock.open(image, format=fmt) as disk, await aioblock.open(image, format=fmt) as other:
+        for _ in range(2):
+            with pytest.raises(OSError, match="lock") as caught:
+                await disk.reopen(writable=True)
+            assert caught.value.errno == errno.EAGAIN
+            assert not disk.writable and disk.node.file.node.read_only
+            assert not any(edge.perm & PERM_WRITE for edge in disk.node.file.node.parents)
+            assert len(await disk.pread(0, 512)) == 512
+        assert len(open_files(image.parent)) == 2
+        await other.close()
+        await disk.reopen(writable=True)
+        await disk.pwrite(0, b"x")
+
+
+@pytest.mark.parametrize("fmt", ["qcow2"])
+async def test_a_driver_that_refuses_keeps_the_old_mode_and_the_old_locks(image, fmt, monkeypatch):
+    """The storage is writable by then, and its locks are taken: both are given back."""
+    really = Qcow2Driver.reopen
+
+    async def refusing(self, *, read_only, direct, no_flush):
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with await aioblock.open(image, format=fmt) as disk:
+        monkeypatch.setattr(Qcow2Driver, "reopen", refusing)
+        with pytest.raises(OSError, match="Input/output error"):
+            await disk.reopen(writable=True, cache="unsafe")
+        assert not disk.writable and disk.node.file.node.read_only
+        assert flags_of(disk.node.cache) == flags_of(disk.node.file.node.cache) == MODES["writeback"]
+        async with await aioblock.open(image, format=fmt):  # no lock of a writer is left
+            pass
+        monkeypatch.setattr(Qcow2Driver, "reopen", really)
+        await disk.reopen(writable=True)
+
+    async with await aioblock.open(image, format=fmt, writable=True) as disk:
+        monkeypatch.setattr(Qcow2Driver, "reopen", refusing)
+        with pytest.raises(OSError, match="Input/output error"):
+            await disk.reopen(writable=False)
+        assert disk.writable
+        monkeypatch.setattr(Qcow2Driver, "reopen", really)
+        await disk.pwrite(0, b"still writable")
+        with pytest.raises(OSError, match="lock"):
+            await aioblock.open(image, format=fmt)
+
+
+@FORMATS
+async def test_cancelled_at_every_await_the_mode_is_one_or_the_other(image, fmt):
+    async with await aioblock.open(image, format=fmt) as disk:
+        for writable in (True, False):
+            number = 1
+            while True:
+                await disk.reopen(writable=not writable)
+                run = await cancelled_at(disk.reopen(writable=writable), number)
+                await until(lambda: not disk._tasks, turns=100_000)
+                assert run.error is None
+                assert disk.node.read_only == disk.node.file.node.read_only
+                if disk.writable:
+                    await disk.pwrite(0, b"x")
+                    await disk.flush()
+                assert len(open_files(image.parent)) == 1
+                assert disk.node.quiesced == 0
+                if not run.reached:
+                    break
+                number += 1
+            assert disk.writable is writable
+
+
+async def test_nothing_asked_nothing_changed():
+    script = Script(4096)
+    async with opened(script, writable=True) as disk:
+        await disk.reopen()
+        assert disk.writable and flags_of(disk.node.cache) == MODES["writeback"]
+        with pytest.raises(OptionError):
+            await disk.reopen(cache="maybe")
+
+
+async def test_a_flush_that_failed_is_forgotten_by_opening_anew():
+    """Only where the image was read-only meanwhile: what was lost is not hidden."""
+    script = Script(4096)
+    async with opened(script, writable=True) as disk:
+        await disk.pwrite(0, b"x")
+        script.fail("flush", OSError(errno.EIO, "Input/output error"))
+        with pytest.raises(OSError):
+            await disk.flush()
+        with pytest.raises(OSError):
+            await disk.reopen(cache="unsafe")
+        with pytest.raises(OSError):
+            await disk.reopen(writable=False)
+        with pytest.raises(OSError):
+            await disk.close()
