@@ -1,0 +1,1 @@
+"""Filters: drivers that pass on what their one child holds, and do something on the way."""

@@ -1,0 +1,1 @@
+"""What every driver must do: one suite, run over each of the subjects in `subjects.py`."""

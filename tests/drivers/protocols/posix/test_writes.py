@@ -1,0 +1,98 @@
+"""SmallWrites: collected while a thread writes."""
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from aioblock.drivers.protocols.posix import transfer
+from aioblock.drivers.protocols.posix import writes as module
+from aioblock.drivers.protocols.posix.descriptor import Descriptor
+from aioblock.drivers.protocols.posix.writes import SmallWrites
+from tests.kit.thread_gate import ThreadGate
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> ThreadGate:
+    made = ThreadGate(os.pwritev)
+    monkeypatch.setattr(transfer, "_pwritev", made)
+    return made
+
+
+@pytest_asyncio.fixture
+async def descriptor(path: Path) -> AsyncIterator[Descriptor]:
+    opened = Descriptor(os.open(path, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC), -1000)
+    yield opened
+    await opened.close()
+
+
+def block(number: int) -> memoryview:
+    return memoryview(bytes([number]) * 10)
+
+
+async def test_what_comes_meanwhile_goes_together(
+    descriptor: Descriptor, path: Path, gate: ThreadGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    write_all = module._write_all
+
+    def recorded(fd: int, batch: list[module._Write]) -> list[Exception | None]:
+        batches.append(len(batch))
+        return write_all(fd, batch)
+
+    monkeypatch.setattr(module, "_write_all", recorded)
+    small = SmallWrites(descriptor)
+    writes = [small.write(0, block(0))]
+    await gate.arrival()
+    writes += [small.write(number * 10, block(number)) for number in range(1, 101)]
+    assert repr(small) == "SmallWrites(waiting=100, running=True)"
+    gate.open()
+    await asyncio.gather(*writes)
+    assert batches == [1, 64, 36]
+    assert path.read_bytes() == b"".join(block(number) for number in range(101))
+    assert repr(small) == "SmallWrites(waiting=0, running=False)"
+    await small.write(0, block(7))
+    assert batches == [1, 64, 36, 1]
+
+
+async def test_one_that_fails_does_not_hinder_the_others(
+    descriptor: Descriptor, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwritev(fd: int, buffers: tuple[memoryview], offset: int) -> int:
+        if offset == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os.pwritev(fd, buffers, offset)
+
+    monkeypatch.setattr(transfer, "_pwritev", pwritev)
+    small = SmallWrites(descriptor)
+    results = await asyncio.gather(*(small.write(n * 10, block(n)) for n in range(4)), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), type(None), OSError, type(None)]
+    assert path.read_bytes() == block(0).tobytes() + bytes(block(1)) + bytes(10) + bytes(block(3))
+
+
+async def test_a_cancelled_write_that_no_thread_has_never_happens(
+    descriptor: Descriptor, path: Path, gate: ThreadGate
+) -> None:
+    small = SmallWrites(descriptor)
+    running = small.write(0, block(1))
+    await gate.arrival()
+    waiting = small.write(10, block(2))
+    running.cancel()
+    waiting.cancel()
+    idle = asyncio.ensure_future(descriptor.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    gate.open()
+    await idle
+    await small.write(20, block(3))
+    assert path.read_bytes() == bytes(block(1)) + bytes(10) + bytes(block(3))
+
+
+async def test_bugs_are_raised_too(descriptor: Descriptor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "write_fully", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await SmallWrites(descriptor).write(0, block(1))
