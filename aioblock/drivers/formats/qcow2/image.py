@@ -1,0 +1,272 @@
+"""Image: the state of one open qcow2 image, which its verbs (`read`, `write`, `zeroes` ...) share.
+
+*Memory runs ahead, the file does not.* Tables in memory say at once what a finished request has made of the image; the
+file is told later, by `commit`, and in an order that leaves a sound image at every moment.
+
+What keeps concurrent requests apart, in place of locks held over I/O:
+
+- Everything that reads a table, decides and changes it is one piece of code without an await.
+- `allocating`: guest clusters whose mapping somebody is about to change, each with an event that says when he is done.
+  A request takes what is free in one step, holds one run at a time, and waits for nothing of this kind while it holds.
+- `frees`: references that were taken away. Their clusters keep their refcount, and so cannot be allocated again, until
+  the removal is stable in the file.
+- `reading`: host clusters that a read is looking at although its guest clusters may be written elsewhere meanwhile.
+
+Lock order: a table's turn (`L2Cache`, `Refcounts`) is held while clusters are allocated; nobody who holds a turn waits
+for the commit lock, and a commit takes turns of refcount blocks only.
+"""
+
+import asyncio
+import errno
+import logging
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from aioblock.drivers.formats.qcow2.commit import commit
+from aioblock.drivers.formats.qcow2.entries import L1_RESERVED_MASK, OFFSET_MASK
+from aioblock.drivers.formats.qcow2.features import INCOMPAT_CORRUPT
+from aioblock.drivers.formats.qcow2.header import Header, features_field
+
+if TYPE_CHECKING:
+    from aioblock.core.io import BlockIO
+    from aioblock.drivers.formats.qcow2.bitmap_directory import BitmapEntry
+    from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer
+    from aioblock.drivers.formats.qcow2.options import RuntimeOptions
+    from aioblock.drivers.formats.qcow2.refcounts import Refcounts
+    from aioblock.drivers.formats.qcow2.tables import L2Cache
+
+__all__ = ["Free", "Image", "log"]
+
+log: Final = logging.getLogger("aioblock.qcow2")
+
+
+class Free(NamedTuple):
+    """A reference to each of some host clusters from `first` on that is gone in memory, and not yet in the file."""
+
+    first: int
+    clusters: int
+    discard: bool
+    """The storage may be given back when nothing refers to it any more."""
+
+
+class Image:
+    """One open image. Made by `Qcow2Driver.open`, which fills in the parts."""
+
+    l2: "L2Cache"
+    refcounts: "Refcounts"
+    packer: "Packer"
+    decompressed: "Decompressed"
+
+    def __init__(self, file: "BlockIO", header: Header, options: "RuntimeOptions", *, read_only: bool) -> None:
+        self.file = file
+        self.backing: BlockIO | None = None
+        self.this: BlockIO | None = None
+        self.header = header
+        self.options = options
+        self.bitmaps: Sequence[BitmapEntry] = ()
+        """The persistent bitmaps, as a read-only image tells about them; a write makes them inconsistent."""
+        self.read_only = read_only
+        self.l1: array[int] = array("Q")
+        """L1 entries; in memory the table may have moved and grown already."""
+        self.l1_offset = header.l1_table_offset
+        self.l1_dirty: set[int] = set()
+        self.l1_moved = False
+        self.preallocated: bool | None = None
+        """Whether allocated clusters may be holes of the file; None: nobody asked yet (see `status`)."""
+        self.size = header.size
+        # Geometry, as plain attributes: it is asked for in every request.
+        self.cluster_bits = header.cluster_bits
+        self.cluster_size = header.cluster_size
+        self.cluster_mask = header.cluster_size - 1
+        self.l2_mask = header.l2_entries - 1
+        self.table_shift = header.cluster_bits + header.l2_bits
+        self.extended = header.extended_l2
+        self.subclusters = header.subclusters_per_cluster
+        self.subcluster_size = header.subcluster_size
+        self.version = header.version
+        # What is under way.
+        self.allocating: dict[int, asyncio.Event] = {}
+        self.frees: list[Free] = []
+        self.reading: dict[int, int] = {}
+        self.commit_lock = asyncio.Lock()
+        self.failure: OSError | None = None
+        """Why the last write-back failed. It stays: what was lost then does not come back."""
+        self.corrupt = False
+        self._marking: asyncio.Task[None] | None = None
+        self.metadata_clusters: set[int] | None = None
+        """See `metadata`; the hot path looks here."""
+        self._shared_l2: set[int] = set()
+
+    def __repr__(self) -> str:
+        mode = "ro" if self.read_only else "rw"
+        return (
+            f"<qcow2 Image {mode} v{self.version} cluster={self.cluster_size} "
+            f"allocating={len(self.allocating)} frees={len(self.frees)} reading={len(self.reading)}>"
+        )
+
+    # -- may it be written -------------------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raises: OSError where the metadata is known to be wrong, so that a write would make it worse."""
+        if self.corrupt:
+            raise OSError(errno.EIO, "The image is corrupt")
+
+    def corruption(self, message: str) -> OSError:
+        """The metadata contradicts itself: an error to raise. A writable image is marked, and not written any more.
+
+        The mark goes straight to the file, past the tables in memory, which nobody writes back afterwards.
+        """
+        if not self.corrupt:
+            if self.read_only:
+                log.warning("Image is corrupt: %s", message)
+            else:
+                log.warning("Marking image as corrupt: %s", message)
+                self.corrupt = True
+                self._marking = asyncio.get_running_loop().create_task(self._mark_corrupt())
+        return OSError(errno.EIO, message)
+
+    async def _mark_corrupt(self) -> None:
+        self.header.incompatible_features |= INCOMPAT_CORRUPT
+        if self.version < 3:
+            return  # there is no such bit
+        try:
+            await self.file.pwrite(*features_field(self.header))
+            await self.file.flush()
+        except OSError as error:
+            log.warning("The image could not be marked as corrupt: %s", error)
+
+    async def settle_marking(self) -> None:
+        """Wait until the mark of a corruption that was found is in the file."""
+        if self._marking is not None:
+            await asyncio.shield(self._marking)
+
+    async def make_room(self) -> None:
+        """Before a writer makes tables dirty: have them written back if too many are. Raises: OSError."""
+        while self.l2.crowded or self.refcounts.crowded:
+            await commit(self)
+
+    # -- clusters under way ------------------------------------------------------------------------------------------
+
+    def claim(self, clusters: Iterable[int]) -> asyncio.Event:
+        """Take guest clusters that nobody has taken. The caller gives them back by `disclaim`."""
+        event = asyncio.Event()
+        for cluster in clusters:
+            self.allocating[cluster] = event
+        return event
+
+    def disclaim(self, clusters: Iterable[int], event: asyncio.Event) -> None:
+        """Their mapping is settled; who waits looks again."""
+        for cluster in clusters:
+            del self.allocating[cluster]
+        event.set()
+
+    def claimed(self, clusters: range) -> asyncio.Event | None:
+        """The event of somebody who has taken any of the clusters, or None."""
+        allocating = self.allocating
+        if not allocating:
+            return None
+        if len(clusters) <= len(allocating):
+            return next((allocating[cluster] for cluster in clusters if cluster in allocating), None)
+        return next((event for cluster, event in allocating.items() if cluster in clusters), None)
+
+    async def unclaimed(self, clusters: range) -> None:
+        """Wait until nobody has taken any of the clusters. Nothing suspends between that and the caller's next step."""
+        while (event := self.claimed(clusters)) is not None:
+            await event.wait()
+
+    def begin_reading(self, first: int, count: int) -> None:
+        """A read looks at host clusters that it does not own."""
+        for cluster in range(first, first + count):
+            self.reading[cluster] = self.reading.get(cluster, 0) + 1
+
+    def end_reading(self, first: int, count: int) -> None:
+        """It has seen them."""
+        for cluster in range(first, first + count):
+            left = self.reading[cluster] - 1
+            if left:
+                self.reading[cluster] = left
+            else:
+                del self.reading[cluster]
+
+    # -- what must not be overwritten --------------------------------------------------------------------------------
+
+    def metadata(self) -> set[int]:
+        """The host clusters of all metadata, collected when the first write asks."""
+        if self.metadata_clusters is None:
+            self.metadata_clusters = self._collect_metadata()
+        return self.metadata_clusters
+
+    def _collect_metadata(self) -> set[int]:
+        bits = self.cluster_bits
+        found: set[int] = set()
+        for entry in self.l1:
+            if offset := entry & OFFSET_MASK:
+                if offset >> bits in found:
+                    self._shared_l2.add(offset >> bits)
+                found.add(offset >> bits)
+        found.update(self.refcounts.block_clusters())
+        found.update(self._table_clusters(self.l1_offset, 8 * len(self.l1)))
+        found.update(self._table_clusters(self.refcounts.table_offset, 8 * len(self.refcounts.table)))
+        found.add(0)
+        return found
+
+    def _table_clusters(self, offset: int, nbytes: int) -> range:
+        return range(offset >> self.cluster_bits, -(-(offset + nbytes) >> self.cluster_bits))
+
+    def table_moved(self, old: int, old_bytes: int, new: int, new_bytes: int) -> None:
+        """A table (L1, L2, refcount table) lies elsewhere now; offset 0: it lay, or lies, nowhere."""
+        if self.metadata_clusters is not None:
+            if old:
+                self.metadata_clusters.difference_update(self._table_clusters(old, old_bytes))
+            if new:
+                self.metadata_clusters.update(self._table_clusters(new, new_bytes))
+
+    def metadata_name(self, cluster: int) -> str:
+        """What kind of metadata lies in a host cluster that is in `metadata`, as messages call it."""
+        if not cluster:
+            return "qcow2_header"
+        if cluster in self._table_clusters(self.l1_offset, 8 * len(self.l1)):
+            return "active L1 table"
+        if cluster in self._table_clusters(self.refcounts.table_offset, 8 * len(self.refcounts.table)):
+            return "refcount table"
+        return "refcount block" if self.refcounts.is_block(cluster) else "active L2 table"
+
+    def check_not_metadata(self, first: int, count: int) -> None:
+        """Before data is written to host clusters, or they are allocated. Raises: OSError where metadata lies there."""
+        metadata = self.metadata()
+        for cluster in range(first, first + count):
+            if cluster in metadata:
+                name = self.metadata_name(cluster)
+                raise self.corruption(f"Preventing invalid write on metadata (overlaps with {name})")
+
+    def l2_offset(self, index: int) -> int:
+        """Where the L2 table of an L1 entry lies; 0: there is none. Raises: OSError where the entry is nonsense."""
+        entry = self.l1[index]
+        offset = entry & OFFSET_MASK
+        if entry & L1_RESERVED_MASK:
+            raise self.corruption(f"L1 entry {entry:#x} has reserved bits set (L1 index: {index:#x})")
+        if offset & self.cluster_mask:
+            raise self.corruption(f"L2 table offset {offset:#x} unaligned (L1 index: {index:#x})")
+        return offset
+
+    def check_own_l2(self, index: int) -> None:
+        """Before an L2 table is changed. Raises: OSError where it lies over other metadata or serves twice."""
+        cluster = (self.l1[index] & OFFSET_MASK) >> self.cluster_bits
+        self.metadata()
+        name = self.metadata_name(cluster)
+        if name != "active L2 table" or cluster in self._shared_l2:
+            raise self.corruption(f"Preventing invalid write on metadata (overlaps with {name})")
+
+    # -- references taken away ---------------------------------------------------------------------------------------
+
+    def release(self, offset: int, count: int = 1, *, discard: bool = False) -> None:
+        """A reference to `count` host clusters from `offset` on is gone: count it down once that is stable."""
+        first = offset >> self.cluster_bits
+        frees = self.frees
+        if frees:
+            last = frees[-1]
+            if last.first + last.clusters == first and last.discard == discard:
+                frees[-1] = Free(last.first, last.clusters + count, discard)
+                return
+        frees.append(Free(first, count, discard))

@@ -1,0 +1,109 @@
+"""The runtime options of a qcow2 node, with QEMU's names, defaults and rules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aioblock.base.errors import OptionError
+from aioblock.base.options import Options
+
+if TYPE_CHECKING:
+    from aioblock.drivers.formats.qcow2.header import Header
+
+__all__ = ["RuntimeOptions", "take_options"]
+
+L2_CACHE_BYTES: Final = 32 << 20
+"""The most that the L2 cache takes where nobody asks for more; it is never larger than the whole image needs."""
+MIN_TABLES: Final = 4
+"""Of each kind, whatever the options say: that many tables one request may need at a time."""
+
+OVERLAP_CHECKS: Final = ("none", "constant", "cached", "all")
+OVERLAP_PARTS: Final = (
+    "main-header",
+    "active-l1",
+    "active-l2",
+    "refcount-table",
+    "refcount-block",
+    "snapshot-table",
+    "inactive-l1",
+    "inactive-l2",
+    "bitmap-directory",
+)
+
+
+@dataclass(slots=True)
+class RuntimeOptions:
+    """What the options of a node come to."""
+
+    l2_tables: int
+    """How many L2 tables may be in memory."""
+    refcount_blocks: int
+    """How many refcount blocks may be in memory."""
+    discard_freed: bool
+    """Storage of clusters that the guest discarded is given back to the file."""
+
+
+def take_options(options: "Options", header: "Header", *, unmap: bool) -> RuntimeOptions:
+    """Take and check the options meant for this driver. Raises: OptionError."""
+    size = header.cluster_size
+    whole = -(-header.size // header.cluster_size) * header.l2_entry_size
+    total = options.take_size("cache-size", None)
+    l2 = options.take_size("l2-cache-size", None)
+    refcounts = options.take_size("refcount-cache-size", None)
+    if total is not None:
+        if l2 is not None and refcounts is not None:
+            raise OptionError("cache-size, l2-cache-size and refcount-cache-size may not be set at the same time")
+        if l2 is not None and l2 > total:
+            raise OptionError("l2-cache-size may not exceed cache-size", option="l2-cache-size")
+        if refcounts is not None and refcounts > total:
+            raise OptionError("refcount-cache-size may not exceed cache-size", option="refcount-cache-size")
+        if l2 is not None:
+            refcounts = total - l2
+        elif refcounts is not None:
+            l2 = total - refcounts
+        else:
+            l2 = min(total, whole)
+            refcounts = max(total - l2, 0)
+    if l2 is None:
+        l2 = L2_CACHE_BYTES
+    l2_tables = max(-(-min(l2, whole) // size), MIN_TABLES)
+    blocks = max((refcounts or 0) // size, MIN_TABLES)
+    if l2 // size > (1 << 31) - 1:
+        raise OptionError("L2 cache size too big", option="l2-cache-size")
+    if blocks > (1 << 31) - 1:
+        raise OptionError("Refcount cache size too big", option="refcount-cache-size")
+    entry = options.take_size("l2-cache-entry-size", size)
+    if not 512 <= entry <= size or entry & (entry - 1):
+        raise OptionError(
+            f"L2 cache entry size must be a power of two between 512 and the cluster size ({size})",
+            option="l2-cache-entry-size",
+        )
+    interval = options.take_int("cache-clean-interval", 0)
+    if not 0 <= interval < 1 << 32:
+        raise OptionError("Cache clean interval too big", option="cache-clean-interval")
+    if options.take_bool("lazy-refcounts", False) and header.version < 3:
+        raise OptionError(
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level", option="lazy-refcounts"
+        )
+    _take_overlap_check(options)
+    discard = options.take_bool("pass-discard-request", unmap)
+    for name in ("pass-discard-snapshot", "pass-discard-other"):
+        options.take_bool(name, False)
+    return RuntimeOptions(l2_tables, blocks, discard)
+
+
+def _take_overlap_check(options: "Options") -> None:
+    """Every metadata area that is known is protected always, so these options are checked and change nothing."""
+    given = options.take("overlap-check")
+    parts = Options(given if isinstance(given, Mapping) else {"template": given} if given is not None else {})
+    template = parts.take_str("template", "cached")
+    if template not in OVERLAP_CHECKS:
+        raise OptionError(
+            f"Unsupported value '{template}' for qcow2 option 'overlap-check'. "
+            f"Allowed are any of the following: {', '.join(OVERLAP_CHECKS)}",
+            option="overlap-check",
+        )
+    for name in OVERLAP_PARTS:
+        parts.take_bool(name)
+    for name in parts.leftover():
+        raise OptionError(f"Invalid parameter 'overlap-check.{name}'", option="overlap-check")

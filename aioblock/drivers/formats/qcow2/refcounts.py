@@ -1,0 +1,312 @@
+"""Refcounts: which host clusters are in use, and how often. Allocation, counting, growth of blocks and table.
+
+In memory the counts of a cluster go up as soon as it is allocated, and down only when the removal of the reference is
+stable in the file (`commit`). So a cluster whose count is 0 here may be used at once, and a block may be written to the
+file at any time: at worst it counts too many.
+
+Allocation is first-fit behind `hint`, below which nothing is free. Where no block covers the next clusters, a new block
+takes the first of the clusters that it covers, and counts itself; where the refcount table has no room for it, a new,
+larger table is laid right behind the new blocks. The file learns of both by the next commit.
+"""
+
+import asyncio
+import errno
+from array import array
+from typing import TYPE_CHECKING
+
+from aioblock.drivers.formats.qcow2.entries import (
+    REFTABLE_OFFSET_MASK,
+    REFTABLE_RESERVED_MASK,
+    table_from_bytes,
+)
+from aioblock.drivers.formats.qcow2.refblocks import counts_from_bytes, find_zero, zero_counts
+from aioblock.drivers.formats.qcow2.tables import CachedTable, trim
+from aioblock.drivers.formats.qcow2.validation import MAX_REFCOUNT_TABLE_BYTES
+
+if TYPE_CHECKING:
+    from aioblock.drivers.formats.qcow2.image import Free, Image
+
+__all__ = ["Refcounts"]
+
+
+class Refcounts:
+    """The refcounts of an image. `load` comes first; a read-only image never needs it."""
+
+    def __init__(self, image: "Image", limit: int) -> None:
+        header = image.header
+        self.image = image
+        self.limit = limit
+        self.order = header.refcount_order
+        self.max_count = header.max_refcount
+        self.shift = image.cluster_bits + 3 - self.order
+        """log2 of the number of clusters that a block covers."""
+        self.mask = (1 << self.shift) - 1
+        self.table: array[int] = array("Q")
+        """Refcount table entries; in memory it may have moved and grown already."""
+        self.table_offset = header.refcount_table_offset
+        self.table_dirty: set[int] = set()
+        self.table_moved = False
+        self.blocks: dict[int, CachedTable] = {}
+        self.dirty: dict[int, CachedTable] = {}
+        self.hint = 0
+        self._loaded = False
+        self._turns: dict[int, asyncio.Event] = {}
+
+    def __repr__(self) -> str:
+        return f"<Refcounts blocks={len(self.blocks)} dirty={len(self.dirty)} limit={self.limit} hint={self.hint}>"
+
+    async def load(self) -> None:
+        """Read the refcount table anew, and forget the blocks. Raises: OSError."""
+        header = self.image.header
+        nbytes = header.refcount_table_clusters << header.cluster_bits
+        self.table = table_from_bytes(await self.image.file.pread(header.refcount_table_offset, nbytes))
+        self.table_offset = header.refcount_table_offset
+        self.blocks.clear()
+        self.hint = 0
+        self._loaded = True
+
+    async def ready(self) -> None:
+        """Load, unless that is done. Raises: OSError."""
+        if not self._loaded:
+            await self.load()
+
+    # -- blocks ------------------------------------------------------------------------------------------------------
+
+    def block_clusters(self) -> list[int]:
+        """The host clusters of all blocks."""
+        bits = self.image.cluster_bits
+        return [entry >> bits for entry in self.table if entry]
+
+    def is_block(self, cluster: int) -> bool:
+        """Whether a block lies in this host cluster."""
+        return cluster << self.image.cluster_bits in self.table
+
+    def has_block(self, index: int) -> bool:
+        """Whether a block covers range number `index`."""
+        return index < len(self.table) and self.table[index] != 0
+
+    async def fetch(self, index: int) -> CachedTable:
+        """Block number `index`, which is there (`has_block`), loaded where needed.
+
+        Nothing suspends between its return and the caller's next step. Raises: OSError.
+        """
+        while True:
+            block = self.blocks.get(index)
+            if block is not None:
+                block.used = True
+                return block
+            if (turn := self._turns.get(index)) is not None:
+                await turn.wait()
+                continue
+            turn = self._turns[index] = asyncio.Event()
+            try:
+                await self._load_block(index)
+            finally:
+                del self._turns[index]
+                turn.set()
+
+    async def _load_block(self, index: int) -> None:
+        image = self.image
+        entry = self.table[index]
+        offset = entry & REFTABLE_OFFSET_MASK
+        if offset & image.cluster_mask:
+            raise image.corruption(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")
+        if not offset or entry & REFTABLE_RESERVED_MASK:
+            raise image.corruption(f"Refcount table entry {entry:#x} is invalid (reftable index: {index:#x})")
+        counts = counts_from_bytes(await image.file.pread(offset, image.cluster_size), self.order)
+        trim(self.blocks, self.limit - 1)
+        self.blocks[index] = CachedTable(index, offset, counts)
+
+    def _changed(self, block: CachedTable, first: int, end: int) -> None:
+        block.touch(first, end)
+        self.dirty[block.index] = block
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a writer should have the blocks written back before it makes more of them dirty."""
+        return len(self.dirty) >= self.limit
+
+    # -- allocation --------------------------------------------------------------------------------------------------
+
+    async def allocate(self, wanted: int, what: str) -> tuple[int, int]:
+        """Allocate up to `wanted` adjoining host clusters, at least one: the first, and how many. Their count is 1.
+
+        `what` they are for is said in messages. Raises: OSError; then nothing is allocated.
+        """
+        while True:
+            index, first = self.hint >> self.shift, self.hint & self.mask
+            block = self.blocks.get(index)
+            if block is None:
+                if self.has_block(index):
+                    await self.fetch(index)
+                else:
+                    self._add_block(index, what)
+                continue
+            block.used = True
+            counts = block.entries
+            first = find_zero(counts, first)
+            if first < 0:
+                self.hint = (index + 1) << self.shift
+                continue
+            end, stop = first + 1, min(first + wanted, len(counts))
+            while end < stop and not counts[end]:
+                end += 1
+            cluster = (index << self.shift) + first
+            self._check_free(cluster, end - first, what)
+            for place in range(first, end):
+                counts[place] = 1
+            self._changed(block, first, end)
+            self.hint = cluster + end - first
+            return cluster, end - first
+
+    def _check_free(self, cluster: int, count: int, what: str) -> None:
+        """Raises: OSError where clusters that count as free hold metadata."""
+        if not cluster:
+            raise self.image.corruption(f"Preventing invalid allocation of {what} at offset 0")
+        self.image.check_not_metadata(cluster, count)
+
+    async def allocate_run(self, count: int, what: str) -> int:
+        """Allocate exactly `count` adjoining host clusters, also across blocks; returns the first. Raises: OSError."""
+        first, have = await self.allocate(count, what)
+        lowest = first
+        try:
+            while have < count:
+                cluster, more = await self.allocate(count - have, what)
+                if cluster == first + have:
+                    have += more
+                    continue
+                await self.give_back(first, have)
+                first, have = cluster, more
+                self.hint = max(self.hint, first + have)  # what was given back is too short for us
+        except BaseException:
+            await self.give_back(first, have)
+            raise
+        self.hint = min(self.hint, lowest)
+        return first
+
+    async def allocate_at(self, cluster: int) -> bool:
+        """Allocate one given host cluster, if a block covers it and it is free. Raises: OSError."""
+        index = cluster >> self.shift
+        if not self.has_block(index):
+            return False
+        block = await self.fetch(index)
+        place = cluster & self.mask
+        if block.entries[place]:
+            return False
+        self._check_free(cluster, 1, "compressed cluster")
+        block.entries[place] = 1
+        self._changed(block, place, place + 1)
+        return True
+
+    async def give_back(self, cluster: int, count: int) -> None:
+        """Undo an allocation that nothing ever referred to: the clusters are free at once. Raises: OSError."""
+        for number in range(cluster, cluster + count):
+            await self._count_down(number)
+
+    # -- counting ----------------------------------------------------------------------------------------------------
+
+    async def count(self, cluster: int) -> int:
+        """The refcount of a host cluster. Raises: OSError."""
+        index = cluster >> self.shift
+        if not self.has_block(index):
+            return 0
+        return (await self.fetch(index)).entries[cluster & self.mask]
+
+    def count_up(self, cluster: int) -> bool:
+        """One more reference to a used host cluster whose block was just fetched; False where the count is full."""
+        index, place = cluster >> self.shift, cluster & self.mask
+        block = self.blocks[index]
+        before = block.entries[place]
+        if not 0 < before < self.max_count:
+            return False
+        block.entries[place] = before + 1
+        self._changed(block, place, place + 1)
+        return True
+
+    async def _count_down(self, cluster: int) -> None:
+        index, place = cluster >> self.shift, cluster & self.mask
+        if not self.has_block(index):
+            raise self.image.corruption(f"Host cluster {cluster:#x} is in use, but no refcount block covers it")
+        block = await self.fetch(index)
+        left = block.entries[place] - 1
+        if left < 0:
+            raise self.image.corruption(f"Host cluster {cluster:#x} is in use, but its refcount is 0")
+        block.entries[place] = left
+        self._changed(block, place, place + 1)
+        if not left:
+            self.hint = min(self.hint, cluster)
+            self.image.packer.freed(cluster)
+
+    async def settle(self, free: "Free", discard: bool) -> None:
+        """Count references down whose removal is stable. With `discard`, storage that becomes free is given back first.
+
+        Raises: OSError; what could not be counted down stays in use for ever, which is safe.
+        """
+        image = self.image
+        bits = image.cluster_bits
+        for cluster in range(free.first, free.first + free.clusters):
+            if discard and free.discard and await self.count(cluster) == 1:
+                try:
+                    await image.file.pdiscard(cluster << bits, image.cluster_size)
+                except OSError:
+                    pass  # advisory
+            await self._count_down(cluster)
+
+    # -- growth ------------------------------------------------------------------------------------------------------
+
+    def _add_block(self, index: int, what: str) -> None:
+        """A block for a range that has none, in the first cluster of that range. Memory only: no I/O."""
+        image = self.image
+        cluster = index << self.shift
+        if not index:
+            raise image.corruption("Preventing invalid allocation of refcount block at offset 0")
+        if (index + 1) << self.shift > 1 << (56 - image.cluster_bits):
+            raise OSError(errno.EFBIG, f"The image file has no room for a {what}")
+        if index >= len(self.table):
+            self._grow_table(index)
+            return
+        self._check_free(cluster, 1, "refcount block")
+        self._set_block(index, cluster)
+        self._set_used(cluster, 1)
+
+    def _set_block(self, index: int, cluster: int) -> None:
+        block = CachedTable(index, cluster << self.image.cluster_bits, zero_counts(self.shift, self.order))
+        self.table[index] = block.offset
+        self.table_dirty.add(index)
+        trim(self.blocks, self.limit - 1)
+        self.blocks[index] = block
+        self.image.table_moved(0, 0, block.offset, self.image.cluster_size)
+        self._changed(block, 0, len(block.entries))
+
+    def _set_used(self, cluster: int, count: int) -> None:
+        """Set the count of clusters to 1; their blocks are new, and so in memory."""
+        for number in range(cluster, cluster + count):
+            self.blocks[number >> self.shift].entries[number & self.mask] = 1
+
+    def _grow_table(self, index: int) -> None:
+        """A larger table in a new place, and the blocks from `index` on that count it and themselves."""
+        image = self.image
+        per_cluster = image.cluster_size >> 3
+        most = MAX_REFCOUNT_TABLE_BYTES >> image.cluster_bits
+        blocks = 1
+        while True:
+            entries = index + blocks
+            clusters = -(-entries // per_cluster)
+            if clusters > most:
+                raise OSError(errno.EFBIG, "The refcount table cannot grow any further")
+            clusters = min(max(clusters, -(-entries * 3 // (2 * per_cluster))), most)
+            needed = -(-(blocks + clusters) >> self.shift)
+            if needed <= blocks:
+                break
+            blocks = needed
+        first = index << self.shift
+        self._check_free(first, blocks + clusters, "refcount table")
+        old, old_bytes = self.table_offset, 8 * len(self.table)
+        image.release(old, old_bytes >> image.cluster_bits)
+        self.table.extend(array("Q", bytes((clusters << image.cluster_bits) - old_bytes)))
+        self.table_offset = (first + blocks) << image.cluster_bits
+        image.table_moved(old, old_bytes, self.table_offset, 8 * len(self.table))
+        self.table_moved = True
+        for number in range(blocks):
+            self._set_block(index + number, first + number)
+        self._set_used(first, blocks + clusters)
