@@ -1,0 +1,1 @@
+"""Layer 5: long work on whole disks: convert, compare."""

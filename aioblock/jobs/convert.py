@@ -1,0 +1,297 @@
+"""Convert: copy the content of disks into another one, leaving out what needs no copy.
+
+A fixed number of copiers share one plan (`jobs.plan`), so memory is bounded by their buffers. Each takes the next
+piece, reads it while others read theirs, and writes it; writes begin in the order of the plan unless the caller frees
+them of that. Zeroes in what was read are not written as data.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from aioblock.base.buffers import aligned, is_zero
+from aioblock.base.errors import BlockError, NotSupported
+from aioblock.base.flags import REQ_COMPRESSED, REQ_MAY_UNMAP, REQ_NO_FALLBACK
+from aioblock.core.eager import Finished, settle, start
+from aioblock.graph.backend import BlockBackend
+from aioblock.jobs.errors import PositionedError
+from aioblock.jobs.plan import COPY, SECTOR, SKIP, Piece, Plan
+
+__all__ = ["convert"]
+
+BUFFER = 2 << 20
+"""How much one copier reads at a time: long enough for the storage, short enough to have many of them."""
+
+
+async def convert(
+    sources: Sequence[BlockBackend],
+    target: BlockBackend,
+    *,
+    compressed: bool = False,
+    sparse: int = 4096,
+    keep_backing: bool = False,
+    target_is_zero: bool = False,
+    in_order: bool = True,
+    workers: int = 8,
+    bytes_per_second: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    salvage: Callable[[int, OSError], None] | None = None,
+) -> None:
+    """Copy `sources` to the beginning of `target`, which is at least as long as all of them together.
+
+    They lie one behind the other, each from a multiple of 512 bytes on.
+
+    `compressed`: store clusters compressed. `sparse`: this many zero bytes in a row are not written as data; 0: all is
+    written. `keep_backing`: what the top layer of the only source leaves open is left to the target's backing file.
+    `target_is_zero`: the target is known to read as zeroes. `in_order`: writes begin in the order of their offsets.
+    `workers`: how many pieces are under way at a time, each with a buffer of 2 MiB. `bytes_per_second`: no faster than
+    this; 0: as fast as it goes. `progress(done, total)` is told bytes. `salvage(offset, error)`: what cannot be read
+    becomes zeroes, and is told here.
+
+    Everything written is flushed at the end. Cancelled or failed: the target holds a part; nothing is left running.
+    Raises: PositionedError; OSError of the final flush; NotSupported where the target cannot store compressed data.
+    """
+    if keep_backing and len(sources) != 1:
+        raise ValueError("only one source can leave something to the backing file")
+    unit, end = 1, 0
+    if compressed:
+        unit = target.info().cluster_size or 0
+        if not unit:
+            raise NotSupported("Compression not supported for this file format")
+        end = min(-(-_length(sources) // unit) * unit, target.length)
+    if not target_is_zero and not keep_backing and sparse:
+        target_is_zero = await _made_zero(target)
+    plan = Plan(
+        sources,
+        longest=unit if compressed else BUFFER,
+        granularity=unit,
+        keep_backing=keep_backing,
+        end=end,
+        clear_until=_backed(target, keep_backing) if target_is_zero and (sparse or keep_backing) else None,
+        copy_zeroes=not sparse,
+        salvage=salvage is not None,
+    )
+    copying = _Copying(
+        plan,
+        target,
+        compressed=compressed,
+        sparse=sparse,
+        in_order=in_order,
+        target_is_zero=target_is_zero and not keep_backing,
+        rate=bytes_per_second,
+        progress=progress,
+        salvage=salvage,
+    )
+    await copying.run(workers)
+    await target.flush()
+
+
+def _length(sources: Sequence[BlockBackend]) -> int:
+    return Plan(sources, longest=BUFFER).nbytes
+
+
+def _backed(target: BlockBackend, keep_backing: bool) -> int:
+    """Where the backing file of the target ends: behind it, what is not written reads as zeroes."""
+    below = target.node.below if keep_backing else None
+    return below.length if below is not None else 0
+
+
+async def _made_zero(target: BlockBackend) -> bool:
+    """Whether the whole target reads as zeroes now, where that is possible without writing them."""
+    try:
+        await target.pwrite_zeroes(0, target.length, REQ_MAY_UNMAP | REQ_NO_FALLBACK)
+    except NotSupported:
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class _Copying:
+    """One conversion under way."""
+
+    plan: Plan
+    target: BlockBackend
+    compressed: bool
+    sparse: int
+    in_order: bool
+    target_is_zero: bool
+    rate: int
+    progress: Callable[[int, int], None] | None
+    salvage: Callable[[int, OSError], None] | None
+    done: int = 0
+    copied: int = 0
+    began: float = 0.0
+    next_piece: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: "asyncio.Future[None] | None" = None
+    """Done when the writes of the last piece that was handed out have begun."""
+
+    async def run(self, workers: int) -> None:
+        self.began = asyncio.get_running_loop().time()
+        async with aclosing(self.plan.pieces()) as pieces:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(workers):
+                        group.create_task(self._work(pieces))
+            except BaseExceptionGroup as errors:
+                raise _first_failure(errors) from None
+
+    async def _work(self, pieces: AsyncGenerator[Piece, None]) -> None:
+        loop = asyncio.get_running_loop()
+        buffer = aligned(self.plan.longest)
+        while True:
+            async with self.next_piece:
+                piece = await anext(pieces, None)
+                while piece is not None and piece.fate == SKIP:
+                    self._advance(piece.nbytes)
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                before, mine = self.turn, loop.create_future()
+                self.turn = mine
+            if piece.fate == COPY:
+                view = buffer[: piece.nbytes]
+                await self._read(piece.offset, view)
+                if self.rate:
+                    await self._slow_down(piece.nbytes)
+                if self.in_order and before is not None:
+                    await before
+                await self._write(piece, view, mine)
+            else:
+                if self.in_order and before is not None:
+                    await before
+                await self._clear(piece.offset, piece.nbytes, mine)
+            self._advance(piece.nbytes)
+
+    def _advance(self, nbytes: int) -> None:
+        self.done += nbytes
+        if self.progress is not None:
+            self.progress(self.done, self.plan.nbytes)
+
+    async def _slow_down(self, nbytes: int) -> None:
+        """Wait until the average since the beginning is no more than was asked for."""
+        self.copied += nbytes
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(self.began + self.copied / self.rate - loop.time(), 0))
+
+    # -- read --------------------------------------------------------------------------------------------------------
+
+    async def _read(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from the sources that lie there."""
+        for number, (begin, source) in enumerate(zip(self.plan.begins, self.plan.sources, strict=True)):
+            first, stop = max(offset, begin), min(offset + len(view), begin + source.length)
+            if first >= stop:
+                continue
+            if first > offset:  # between two sources
+                view[: first - offset] = bytes(first - offset)
+            try:
+                await self._read_source(source, begin, first - begin, view[first - offset : stop - offset])
+            except (OSError, BlockError) as error:
+                raise PositionedError("read", first, error, source=number) from error
+            view, offset = view[stop - offset :], stop
+        view[:] = bytes(len(view))
+
+    async def _read_source(self, source: BlockBackend, begin: int, offset: int, view: memoryview) -> None:
+        try:
+            await source.readinto(offset, view)
+        except OSError as error:
+            if self.salvage is None:
+                raise
+            if len(view) > SECTOR:  # find the part that cannot be read
+                half = -(-len(view) // (2 * SECTOR)) * SECTOR
+                await self._read_source(source, begin, offset, view[:half])
+                await self._read_source(source, begin, offset + half, view[half:])
+                return
+            view[:] = bytes(len(view))
+            self.salvage(begin + offset, error)
+
+    # -- write -------------------------------------------------------------------------------------------------------
+
+    async def _write(self, piece: Piece, view: memoryview, begun: "asyncio.Future[None]") -> None:
+        """Write what was read; zeroes among it in the way of `_clear`."""
+        if self.compressed:
+            parts = [(0, len(view), not self.sparse or not is_zero(view))]
+        elif self.sparse:
+            parts = _parts(piece.offset, view, self._grain(), self.sparse)
+        else:
+            parts = [(0, len(view), True)]
+        *others, last = parts
+        for offset, end, is_data in others:
+            await self._put(piece.offset + offset, view[offset:end], is_data, None)
+        offset, end, is_data = last
+        await self._put(piece.offset + offset, view[offset:end], is_data, begun)
+
+    def _grain(self) -> int:
+        """The unit in which zeroes are looked for: a power of two, at most `sparse` unless the target needs it."""
+        return max(1 << (self.sparse.bit_length() - 1), self.target.node.limits.request_alignment, SECTOR)
+
+    async def _put(self, offset: int, view: memoryview, is_data: bool, begun: "asyncio.Future[None] | None") -> None:
+        if not is_data:
+            await self._clear(offset, len(view), begun)
+            return
+        flags = REQ_COMPRESSED if self.compressed else 0
+        await self._carry_out(offset, start(self.target.pwrite(offset, view, flags)), begun)
+
+    async def _clear(self, offset: int, nbytes: int, begun: "asyncio.Future[None] | None") -> None:
+        """Let the range read as zeroes."""
+        if self.target_is_zero:
+            if begun is not None:
+                begun.set_result(None)
+            return
+        await self._carry_out(offset, start(self.target.pwrite_zeroes(offset, nbytes, REQ_MAY_UNMAP)), begun)
+
+    @staticmethod
+    async def _carry_out(
+        offset: int, request: "Finished[None] | asyncio.Task[None]", begun: "asyncio.Future[None] | None"
+    ) -> None:
+        """See a write to its end that has begun; the next piece may begin its own meanwhile."""
+        if begun is not None:
+            begun.set_result(None)
+        try:
+            if isinstance(request, Finished):
+                request.result()
+                return
+            try:
+                await request
+            finally:
+                await settle([request])
+        except (OSError, BlockError) as error:
+            raise PositionedError("write", offset, error) from error
+
+
+def _first_failure(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that is told: that of the lowest offset where several copiers failed."""
+    failures = [error for error in errors.exceptions if isinstance(error, PositionedError)]
+    return min(failures, key=lambda error: error.offset) if failures else errors.exceptions[0]
+
+
+def _parts(offset: int, view: memoryview, grain: int, sparse: int) -> list[tuple[int, int, bool]]:
+    """(begin, end, is data) of what becomes of the bytes read at `offset`.
+
+    Units of `grain` bytes are counted from the beginning of the target. Zeroes shorter than `sparse` stay with their
+    neighbours.
+    """
+    import numpy as np
+
+    nbytes = len(view)
+    head = min(-offset % grain, nbytes)
+    tail = head + (nbytes - head) // grain * grain
+    units = np.frombuffer(view[head:tail], np.uint64).reshape(-1, grain // 8)
+    data = np.empty(len(units) + 2, bool)
+    data[1:-1] = np.bitwise_or.reduce(units, axis=1)
+    data[0] = not is_zero(view[:head]) if head else data[1]
+    data[-1] = not is_zero(view[tail:]) if tail < nbytes else data[-2]
+    changes = np.flatnonzero(data[1:] != data[:-1])
+    cuts = [0, *(head + changes * grain).tolist(), nbytes]
+    first = bool(data[0])
+    if len(cuts) == 2:
+        return [(0, nbytes, first)]
+    parts: list[tuple[int, int, bool]] = []
+    for number, (begin, end) in enumerate(pairwise(cuts)):
+        is_data = first ^ bool(number & 1) or end - begin < sparse
+        if parts and parts[-1][2] == is_data:
+            parts[-1] = (parts[-1][0], end, is_data)
+        else:
+            parts.append((begin, end, is_data))
+    return parts

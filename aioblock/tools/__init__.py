@@ -1,0 +1,1 @@
+"""The programs: aioblock-img, aioblock-io, aioblock-nbd."""

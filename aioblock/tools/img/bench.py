@@ -1,0 +1,194 @@
+"""`bench`: many requests of the same kind, a fixed number at a time, and how long they took."""
+
+import mmap
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from ..program import CACHE_MODES, ProgramError, error_text, refuse_object, run
+from .command import MAX_LENGTH, Options, check_image_opts, opened, parse_number, parse_size_argument
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend
+
+__all__ = ["USAGE", "main"]
+
+USAGE = (
+    "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] "
+    "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename"
+)
+
+_LONG = {
+    "flush-interval": "flush-interval:",
+    "pattern": "pattern:",
+    "no-drain": "no-drain",
+    "object": "object:",
+    "image-opts": "image-opts",
+    "force-share": "U",
+}
+
+_MAX_INT = (1 << 31) - 1
+
+
+class _Run:
+    """What is asked for."""
+
+    count = 75000
+    depth = 64
+    offset = 0
+    size = 4096
+    step = 0
+    write = False
+    pattern = 0
+    flush_interval = 0
+    drain = True
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    asked = _Run()
+    format: str | None = None
+    cache, aio = "writeback", "threads"
+    image_opts = force_share = False
+    options = Options(argv, "c:d:f:i:no:qs:S:t:wU", _LONG)
+    for option, value in options:
+        if option == "c":
+            asked.count = parse_number(value, "Invalid request count specified")
+        elif option == "d":
+            asked.depth = parse_number(value, "Invalid queue depth specified")
+        elif option == "f":
+            format = value
+        elif option == "i":
+            if value not in ("threads", "native", "io_uring"):
+                raise ProgramError(f"Invalid aio option: {value}")
+            aio = value
+        elif option == "n":
+            aio = "native"
+        elif option == "o":
+            asked.offset = parse_size_argument("offset", value, MAX_LENGTH)
+        elif option == "s":
+            asked.size = parse_size_argument("buffer size", value, _MAX_INT)
+        elif option == "S":
+            asked.step = parse_size_argument("step_size", value, _MAX_INT)
+        elif option == "t":
+            if value not in CACHE_MODES:
+                raise ProgramError("Invalid cache mode")
+            cache = value
+        elif option == "w":
+            asked.write = True
+        elif option == "U":
+            force_share = True
+        elif option == "pattern":
+            asked.pattern = parse_number(value, "Invalid pattern byte specified", 0xFF)
+        elif option == "flush-interval":
+            asked.flush_interval = parse_number(value, "Invalid flush interval specified")
+        elif option == "no-drain":
+            asked.drain = False
+        elif option == "object":
+            raise refuse_object(value)
+        elif option == "image-opts":
+            image_opts = True
+    name = options.one_image()
+    if not asked.write and asked.flush_interval:
+        raise ProgramError("--flush-interval is only available in write tests")
+    if asked.flush_interval and asked.flush_interval < asked.depth:
+        raise ProgramError("Flush interval can't be smaller than depth")
+    if not asked.depth:
+        raise ProgramError("Invalid queue depth specified")
+    check_image_opts(image_opts, format)
+
+    async def body() -> None:
+        async with opened(
+            name, image_opts=image_opts, format=format, writable=asked.write, cache=cache, force_share=force_share
+        ) as disk:
+            if aio == "native" and CACHE_MODES[cache] not in ("none", "directsync"):
+                reason = "aio=native was specified, but it requires cache.direct=on, which was not specified."
+                raise ProgramError(f"Could not open '{name}': {reason}")
+            if aio != "threads":
+                raise ProgramError(f"Could not open '{name}': aio={aio} is not supported")
+            await _bench(disk, asked)
+
+    return run(body)
+
+
+async def _bench(disk: "BlockBackend", asked: _Run) -> None:
+    from aioblock import BlockError
+
+    step = asked.step or asked.size
+    if not disk.length:
+        raise ProgramError("The image is empty")
+    kind = "write" if asked.write else "read"
+    print(
+        f"Sending {asked.count} {kind} requests, {asked.size} bytes each, {asked.depth} in parallel "
+        f"(starting at offset {asked.offset}, step size {step})"
+    )
+    if asked.flush_interval:
+        print(f"Sending flush every {asked.flush_interval} requests")
+    # The first request goes where it was told to, all others begin inside the image.
+    start, length = asked.offset, disk.length
+    offsets = chain([start][: asked.count], ((start + number * step) % length for number in range(1, asked.count)))
+    before = time.perf_counter()
+    try:
+        await _send(disk, asked, offsets)
+    except (OSError, BlockError) as error:
+        raise ProgramError(f"Failed request: {error_text(error)}") from error
+    print(f"Run completed in {time.perf_counter() - before:.3f} seconds.")
+
+
+def _page_aligned(nbytes: int) -> memoryview:
+    """Memory that begins at a page, as O_DIRECT wants it; the kernel also copies faster to it."""
+    return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
+
+
+async def _send(disk: "BlockBackend", asked: _Run, offsets: Iterator[int]) -> None:
+    """Send all requests. Raises: OSError of the first that failed."""
+    import asyncio
+
+    async def reader() -> None:
+        buffer = _page_aligned(asked.size)
+        readinto = disk.readinto
+        for offset in offsets:
+            await readinto(offset, buffer)
+
+    async def writer(offsets: Iterator[int]) -> None:
+        pwrite = disk.pwrite
+        for offset in offsets:
+            await pwrite(offset, data)
+
+    data = _page_aligned(asked.size)
+    data[:] = bytes([asked.pattern]) * asked.size
+    written = 0
+
+    async def flushing_writer() -> None:
+        nonlocal written
+        for offset in offsets:
+            written += 1
+            due = written % asked.flush_interval == 0
+            await disk.pwrite(offset, data)
+            if due:
+                await disk.flush()
+
+    async def together(*workers: "asyncio._CoroutineLike[None]") -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for worker in workers:
+                    group.create_task(worker)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    if not asked.write:
+        await together(*(reader() for _ in range(asked.depth)))
+    elif not asked.flush_interval:
+        await together(*(writer(offsets) for _ in range(asked.depth)))
+    elif not asked.drain:
+        await together(*(flushing_writer() for _ in range(asked.depth)))
+    else:
+        sent = 0
+        while sent < asked.count:
+            turn = min(asked.flush_interval, asked.count - sent)
+            some = islice(offsets, turn)
+            await together(*(writer(some) for _ in range(asked.depth)))
+            sent += turn
+            if turn == asked.flush_interval:
+                await disk.flush()

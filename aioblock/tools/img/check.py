@@ -1,0 +1,160 @@
+"""`check`: look for errors in the metadata of an image, and repair them where asked."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..program import CACHE_MODES, ProgramError, error_text, refuse_object, run
+from .command import Options, check_image_opts, opened, parse_output, usage_error
+from .qjson import to_json
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend, CheckResult
+
+__all__ = ["USAGE", "main"]
+
+USAGE = (
+    "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename"
+)
+
+_LONG = {
+    "format": "f:",
+    "repair": "r:",
+    "output": "output:",
+    "object": "object:",
+    "image-opts": "image-opts",
+    "force-share": "U",
+}
+
+_FAILED, _CORRUPT, _LEAKED, _NOT_SUPPORTED = 1, 2, 3, 63
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    format: str | None = None
+    repair = ""
+    cache = "writeback"
+    json = quiet = image_opts = force_share = False
+    options = Options(argv, "f:r:T:qU", _LONG)
+    for option, value in options:
+        if option == "f":
+            format = value
+        elif option == "r":
+            if value not in ("leaks", "all"):
+                raise usage_error(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
+            repair = value
+        elif option == "T":
+            cache = value
+        elif option == "q":
+            quiet = True
+        elif option == "U":
+            force_share = True
+        elif option == "output":
+            json = parse_output(value)
+        elif option == "object":
+            raise refuse_object(value)
+        elif option == "image-opts":
+            image_opts = True
+    name = options.one_image()
+    if cache not in CACHE_MODES:
+        raise ProgramError(f"Invalid source cache option: {cache}")
+    check_image_opts(image_opts, format)
+
+    async def body() -> int:
+        async with opened(
+            name,
+            image_opts=image_opts,
+            format=format,
+            cache=cache,
+            writable=bool(repair),
+            force_share=force_share,
+            for_check=True,
+        ) as disk:
+            return await _check(disk, name, repair, json, quiet)
+
+    return run(body, fast=False)
+
+
+async def _check(disk: "BlockBackend", name: str, repair: str, json: bool, quiet: bool) -> int:
+    result = await _checked(disk, fix_leaks=bool(repair), fix_errors=repair == "all")
+    fixed_leaks, fixed_corruptions = result.leaks_fixed, result.corruptions_fixed
+    if fixed_leaks or fixed_corruptions:
+        if not json and not quiet:
+            print("The following inconsistencies were found and repaired:\n")
+            print(f"    {fixed_leaks} leaked clusters\n    {fixed_corruptions} corruptions\n")
+            print("Double checking the fixed image now...")
+        result = await _checked(disk)
+        result.leaks_fixed, result.corruptions_fixed = fixed_leaks, fixed_corruptions
+    if not quiet:
+        if json:
+            print(to_json(_facts(result, name, disk.node.driver.name)))
+        else:
+            print(_text(result), end="")
+    if result.check_errors:
+        return _FAILED
+    if result.corruptions:
+        return _CORRUPT
+    return _LEAKED if result.leaks else 0
+
+
+async def _checked(disk: "BlockBackend", *, fix_leaks: bool = False, fix_errors: bool = False) -> "CheckResult":
+    """Check once, and print to stderr what was found. Raises: ProgramError."""
+    from aioblock import BlockError, NotSupported
+
+    try:
+        result = await disk.check(fix_leaks=fix_leaks, fix_errors=fix_errors)
+    except NotSupported as error:
+        raise ProgramError(error_text(error), _NOT_SUPPORTED) from error
+    except (OSError, BlockError) as error:
+        raise ProgramError(f"Check failed: {error_text(error)}", _FAILED) from error
+    for finding in result.findings:
+        print(finding.message, file=sys.stderr)
+    return result
+
+
+def _facts(result: "CheckResult", name: str, format: str) -> dict[str, int | str]:
+    """The result in the order in which QEMU prints it as JSON; most counts only where there is something to count."""
+    facts: dict[str, int | str] = {
+        "image-end-offset": result.image_end_offset,
+        "compressed-clusters": result.compressed_clusters,
+        "total-clusters": result.total_clusters,
+        "corruptions": result.corruptions,
+        "corruptions-fixed": result.corruptions_fixed,
+        "check-errors": result.check_errors,
+        "leaks": result.leaks,
+        "leaks-fixed": result.leaks_fixed,
+        "allocated-clusters": result.allocated_clusters,
+        "filename": name,
+        "format": format,
+        "fragmented-clusters": result.fragmented_clusters,
+    }
+    return {key: value for key, value in facts.items() if value or key == "check-errors"}
+
+
+def _text(result: "CheckResult") -> str:
+    """The result for people."""
+    parts = []
+    if result.corruptions:
+        parts.append(
+            f"\n{result.corruptions} errors were found on the image.\n"
+            "Data may be corrupted, or further writes to the image may corrupt it.\n"
+        )
+    if result.leaks:
+        parts.append(
+            f"\n{result.leaks} leaked clusters were found on the image.\n"
+            "This means waste of disk space, but no harm to data.\n"
+        )
+    if result.check_errors:
+        parts.append(f"\n{result.check_errors} internal errors have occurred during the check.\n")
+    if not parts:
+        parts.append("No errors were found on the image.\n")
+    if result.total_clusters and result.allocated_clusters:
+        allocated = result.allocated_clusters
+        parts.append(
+            f"{allocated}/{result.total_clusters} = {allocated * 100 / result.total_clusters:.2f}% allocated, "
+            f"{result.fragmented_clusters * 100 / allocated:.2f}% fragmented, "
+            f"{result.compressed_clusters * 100 / allocated:.2f}% compressed clusters\n"
+        )
+    if result.image_end_offset:
+        parts.append(f"Image end offset: {result.image_end_offset}\n")
+    return "".join(parts)

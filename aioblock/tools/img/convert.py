@@ -1,0 +1,302 @@
+"""`convert`: copy images into a new one, perhaps of another format."""
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..program import CACHE_MODES, ProgramError, error_text, print_error, refuse_object, run
+from .command import SECTOR, Options, check_image_opts, opened, parse_number, parse_size_argument
+from .create import OptionList, creation_error, print_option_help, typed
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend
+
+__all__ = ["USAGE", "main"]
+
+USAGE = (
+    "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] [-q] "
+    "[-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] "
+    "[-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] "
+    "filename [filename2 [...]] output_filename"
+)
+
+_LONG = {
+    "object": "object:",
+    "source-image-opts": "image-opts",
+    "image-opts": "image-opts",
+    "force-share": "U",
+    "target-image-opts": "target-image-opts",
+    "salvage": "salvage",
+    "target-is-zero": "target-is-zero",
+    "bitmaps": "bitmaps",
+    "skip-broken-bitmaps": "skip-broken-bitmaps",
+}
+
+_MAX_SPARSE = 16 << 20
+
+
+class _Asked:
+    """What the command line asks for."""
+
+    format: str | None = None
+    target_format: str | None = None
+    cache = "unsafe"
+    source_cache = "writeback"
+    backing: str | None = None
+    backing_format: str | None = None
+    image_opts = target_image_opts = target_is_zero = False
+    force_share = compressed = shown = quiet = skip_create = offload = salvage = bitmaps = skip_broken = False
+    snapshot: str | None = None
+    sparse: int | None = None
+    rate = 0
+    workers = 8
+    in_order = True
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.given = OptionList()
+        options = Options(argv, "f:O:B:CcF:o:l:S:pt:T:qnm:WUr:", _LONG)
+        for option, value in options:
+            self._take(option, value)
+        self.sources, self.target = options.operands[:-1], (options.operands or [""])[-1]
+
+    def _take(self, option: str, value: str) -> None:
+        words = {
+            "f": "format",
+            "O": "target_format",
+            "B": "backing",
+            "F": "backing_format",
+            "l": "snapshot",
+            "t": "cache",
+            "T": "source_cache",
+        }
+        switches = {
+            "C": "offload",
+            "c": "compressed",
+            "p": "shown",
+            "q": "quiet",
+            "n": "skip_create",
+            "U": "force_share",
+            "image-opts": "image_opts",
+            "target-image-opts": "target_image_opts",
+            "target-is-zero": "target_is_zero",
+            "salvage": "salvage",
+            "bitmaps": "bitmaps",
+            "skip-broken-bitmaps": "skip_broken",
+        }
+        if option in words:
+            setattr(self, words[option], value)
+        elif option in switches:
+            setattr(self, switches[option], True)
+        elif option == "W":
+            self.in_order = False
+        elif option == "o":
+            self.given.add(value)
+        elif option == "S":
+            what = "buffer size for sparse output"
+            self.sparse = parse_size_argument(what, value)
+            if self.sparse % SECTOR or self.sparse > _MAX_SPARSE:
+                raise ProgramError(
+                    f"Invalid {what} specified. Valid sizes are multiples of {SECTOR} up to {_MAX_SPARSE}. "
+                    "Select 0 to disable sparse detection (fully allocates output)."
+                )
+        elif option == "m":
+            message = "Invalid number of coroutines. Allowed number of coroutines is between 1 and 16"
+            self.workers = parse_number(value, message, 16, 1)
+        elif option == "r":
+            self.rate = parse_size_argument("rate limit", value)
+        else:
+            raise refuse_object(value)
+
+    def check(self) -> None:
+        """Refuse what does not go together. Raises: ProgramError."""
+        if self.target_image_opts and not self.skip_create:
+            raise ProgramError("--target-image-opts requires use of -n flag")
+        if self.skip_create and self.given:
+            raise ProgramError("-o has no effect when skipping image creation")
+        if self.offload:
+            for asked, name in ((self.sparse is not None, "-S is used"), (self.compressed, "-c is used")):
+                if asked:
+                    raise ProgramError(f"Cannot enable copy offloading when {name}")
+            if self.salvage:
+                raise ProgramError("Cannot use copy offloading in salvaging mode")
+        if self.target_is_zero and not self.skip_create:
+            raise ProgramError("--target-is-zero requires use of -n flag")
+        if self.skip_broken and not self.bitmaps:
+            raise ProgramError("Use of --skip-broken-bitmaps requires --bitmaps")
+        if not self.sources:
+            raise ProgramError("Must specify image file name")
+        if self.source_cache not in CACHE_MODES:
+            raise ProgramError(f"Invalid source cache option: {self.source_cache}")
+        check_image_opts(self.image_opts, self.format)
+        check_image_opts(self.target_image_opts, self.target_format)
+        if self.snapshot is not None:
+            raise ProgramError("-l: reading an internal snapshot is not built yet")
+        if self.bitmaps:
+            raise ProgramError("--bitmaps: copying bitmaps is not built yet")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    asked = _Asked(argv)
+    if asked.given.asks_help:
+        return print_option_help(asked.target_format or "raw", asked.target if asked.sources else None)
+    asked.check()
+    progress = Progress(asked.shown and not asked.quiet)
+    progress.begin()
+    complete = False
+    try:
+        run(lambda: _convert(asked, progress))
+        complete = True
+    finally:
+        progress.end(complete)
+    return 0
+
+
+async def _convert(asked: _Asked, progress: Progress) -> None:
+    async with AsyncExitStack() as stack:
+        sources = [
+            await stack.enter_async_context(
+                opened(
+                    name,
+                    image_opts=asked.image_opts,
+                    format=asked.format,
+                    cache=asked.source_cache,
+                    force_share=asked.force_share,
+                )
+            )
+            for name in asked.sources
+        ]
+        if asked.cache not in CACHE_MODES:
+            raise ProgramError(f"Invalid cache option: {asked.cache}")
+        total = sum(-(-source.length // SECTOR) * SECTOR for source in sources)
+        if asked.skip_create:
+            keep_backing = asked.backing is not None
+            _check_concatenation(asked, keep_backing)
+            async with _target(asked) as target:
+                if target.length < sources[-1].length - -(-sources[-1].length // SECTOR) * SECTOR + total:
+                    raise ProgramError("output file is smaller than input file")
+                await _copy(asked, sources, target, keep_backing, asked.target_is_zero, progress)
+            return
+        format = asked.target_format or "raw"
+        values = _target_options(asked, format)
+        values["size"] = total
+        keep_backing = "backing_file" in values
+        async with _new_file(asked.target):
+            await _create(asked.target, format, values)
+            async with _target(asked) as target:
+                is_zero = target.node.driver.has_zero_init()
+                await _copy(asked, sources, target, keep_backing, is_zero, progress)
+
+
+def _target_options(asked: _Asked, format: str) -> dict[str, Any]:
+    """The options to create the target with. Raises: ProgramError."""
+    import aioblock
+
+    if format not in aioblock.driver_names():
+        raise ProgramError(f"Unknown file format '{format}'")
+    try:
+        known = aioblock.create_options(format, asked.target)
+        values = typed(known, asked.given.values())
+    except (OSError, aioblock.BlockError) as error:
+        raise ProgramError(error_text(error)) from error
+    names = {option.name for option in known}
+    for option, value, what in (
+        ("backing_file", asked.backing, "Backing file"),
+        ("backing_fmt", asked.backing_format, "Backing file format"),
+    ):
+        if value is not None:
+            if option not in names:
+                raise ProgramError(f"{what} not supported for file format '{format}'")
+            values[option] = value
+    backing = values.get("backing_file")
+    _check_concatenation(asked, backing is not None)
+    if backing is not None and not values.get("backing_fmt"):
+        raise ProgramError("Use of backing file requires explicit backing format")
+    if asked.compressed:
+        driver = aioblock.find_driver(format)
+        if not any("pwritev_compressed" in vars(kind) for kind in driver.__mro__ if kind.__name__ != "BlockDriver"):
+            raise ProgramError("Compression not supported for this file format")
+        if values.get("encryption") or values.get("encrypt.format"):
+            raise ProgramError("Compression and encryption not supported at the same time")
+        if values.get("preallocation", "off") != "off":
+            raise ProgramError("Compression and preallocation not supported at the same time")
+    return values
+
+
+def _check_concatenation(asked: _Asked, keep_backing: bool) -> None:
+    if keep_backing and len(asked.sources) > 1:
+        raise ProgramError(
+            "Having a backing file for the target makes no sense when concatenating multiple input images"
+        )
+
+
+async def _create(name: str, format: str, values: dict[str, Any]) -> None:
+    import aioblock
+
+    try:
+        await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL)
+    except (OSError, aioblock.BlockError) as error:
+        raise ProgramError(f"{name}: error while converting {format}: {creation_error(error, format)}") from error
+
+
+def _target(asked: _Asked) -> "AbstractAsyncContextManager[BlockBackend]":
+    """The target, open to be written."""
+    return opened(
+        asked.target,
+        image_opts=asked.target_image_opts,
+        format=None if asked.target_image_opts else asked.target_format or "raw",
+        writable=True,
+        cache=asked.cache,
+        discard="ignore" if asked.sparse == 0 else "unmap",
+    )
+
+
+@asynccontextmanager
+async def _new_file(name: str) -> AsyncIterator[None]:
+    """Inside, a file is made; what ends it early removes the file, unless there was one before."""
+    head, colon, _ = name.partition(":")
+    path = None if colon and "/" not in head and head != "file" else name.removeprefix("file:")
+    is_new = path is not None and not os.path.lexists(path)
+    try:
+        yield
+    except BaseException:
+        if is_new and path is not None:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+        raise
+
+
+async def _copy(
+    asked: _Asked,
+    sources: "list[BlockBackend]",
+    target: "BlockBackend",
+    keep_backing: bool,
+    target_is_zero: bool,
+    progress: Progress,
+) -> None:
+    import aioblock
+
+    def warn(offset: int, error: OSError) -> None:
+        if not asked.quiet:
+            print_error(f"warning: error while reading offset {offset}: {error_text(error)}")
+
+    try:
+        await aioblock.convert(
+            sources,
+            target,
+            compressed=asked.compressed,
+            sparse=4096 if asked.sparse is None else asked.sparse,
+            keep_backing=keep_backing,
+            target_is_zero=target_is_zero,
+            in_order=asked.in_order,
+            workers=asked.workers,
+            bytes_per_second=asked.rate,
+            progress=progress,
+            salvage=warn if asked.salvage else None,
+        )
+    except (OSError, aioblock.BlockError) as error:
+        raise ProgramError(error_text(error)) from error

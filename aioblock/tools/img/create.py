@@ -1,0 +1,251 @@
+"""`create`: make a new image."""
+
+import errno
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..program import ProgramError, error_text, fail, open_image, refuse_object, run
+from .command import SECTOR, Options, parse_size_argument, usage_error
+
+if TYPE_CHECKING:
+    from aioblock import CreateOption
+
+__all__ = [
+    "USAGE",
+    "OptionList",
+    "actual_path",
+    "creation_error",
+    "format_options",
+    "main",
+    "print_option_help",
+    "typed",
+]
+
+USAGE = "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"
+
+_KINDS = {"size": "<size>", "bool": "<bool (on/off)>", "int": "<num>", "str": "<str>"}
+
+
+class OptionList:
+    """What the `-o` of one command line say, together."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def add(self, text: str) -> None:
+        """One more `-o`. Raises: ProgramError."""
+        commas = len(text) - len(text.rstrip(","))
+        if not text or text.startswith(",") or commas % 2:
+            raise ProgramError(f"Invalid option list: {text}")
+        self.text = f"{self.text},{text}" if self.text else text
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+    @property
+    def asks_help(self) -> bool:
+        """Whether one of the words is `help` or `?`."""
+        return any(word in ("help", "?") for word in self.text.replace(",,", "").split(","))
+
+    def values(self) -> dict[str, str]:
+        """The options, as strings. Raises: OptionError."""
+        from aioblock import parse_keyval
+
+        return dict(parse_keyval(self.text)) if self.text else {}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    format, backing, backing_format = "raw", None, None
+    unsafe = quiet = False
+    given = OptionList()
+    options = Options(argv, "F:b:f:o:qu", {"object": "object:"})
+    for option, value in options:
+        if option == "F":
+            backing_format = value
+        elif option == "b":
+            backing = value
+        elif option == "f":
+            format = value
+        elif option == "o":
+            given.add(value)
+        elif option == "q":
+            quiet = True
+        elif option == "u":
+            unsafe = True
+        elif option == "object":
+            raise refuse_object(value)
+    operands = options.operands
+    if given.asks_help:
+        return print_option_help(format, operands[0] if operands else None)
+    if not operands:
+        raise usage_error("Expecting image file name")
+    size = parse_size_argument("image size", operands[1]) if len(operands) > 1 else None
+    if len(operands) > 2:
+        raise usage_error(f"Unexpected argument: {operands[2]}")
+    name = operands[0]
+    return run(lambda: _create(name, format, given, size, backing, backing_format, unsafe, quiet), fast=False)
+
+
+async def _create(
+    name: str,
+    format: str,
+    given: OptionList,
+    size: int | None,
+    backing: str | None,
+    backing_format: str | None,
+    unsafe: bool,
+    quiet: bool,
+) -> int:
+    import aioblock
+
+    try:
+        known = _creatable(format, name)
+        strings = given.values()
+        if size is not None and "size" in strings:
+            raise aioblock.OptionError("The image size must be specified only once")
+        values = typed(known, strings)
+        names = {option.name for option in known}
+        if backing is not None:
+            if "backing_file" not in names:
+                raise aioblock.OptionError(f"Backing file not supported for file format '{format}'")
+            values["backing_file"] = backing
+        if backing_format is not None:
+            if "backing_fmt" not in names:
+                raise aioblock.OptionError(f"Backing file format not supported for file format '{format}'")
+            values["backing_fmt"] = backing_format
+        if size is not None:
+            values["size"] = size
+        await _settle_backing(name, values, unsafe)
+        if "size" not in values:
+            raise aioblock.OptionError("Image creation needs a size parameter")
+        if not quiet:
+            print(f"Formatting '{name}', fmt={format} {format_options(known, values)}", flush=True)
+        await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL)
+    except (OSError, aioblock.BlockError) as error:
+        return fail(f"{name}: {creation_error(error, format)}")
+    return 0
+
+
+def _creatable(format: str, name: str | None) -> "tuple[CreateOption, ...]":
+    """The options of a format that can be created. Raises: OptionError, NotSupported."""
+    import aioblock
+
+    if format not in aioblock.driver_names():
+        raise aioblock.OptionError(f"Unknown file format '{format}'")
+    return aioblock.create_options(format, name)
+
+
+async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> None:
+    """Look at the backing file: it must be there unless `unsafe`, its format be given, and it may give the size."""
+    import aioblock
+
+    backing = values.get("backing_file")
+    if backing is None:
+        return
+    if not backing:
+        raise aioblock.OptionError("Expected backing file name, got empty string")
+    if backing == name:
+        raise aioblock.OptionError("Error: Trying to create an image with the same filename as the backing file")
+    detected = None
+    if not unsafe:
+        format = values.get("backing_fmt")
+        try:
+            # Another process may be writing it: only its size is looked at.
+            async with await open_image(actual_path(name, backing), format=format, force_share=True) as disk:
+                detected = disk.node.driver.name
+                values.setdefault("size", -(-disk.length // SECTOR) * SECTOR)
+        except (OSError, aioblock.BlockError) as error:
+            raise aioblock.OptionError(f"{error_text(error)}\nCould not open backing image.") from error
+    if "backing_fmt" not in values:
+        hint = f"\nDetected format of {detected}." if detected is not None else ""
+        raise aioblock.OptionError(f"Backing file specified without backing format{hint}")
+
+
+def actual_path(image: str, name: str) -> str:
+    """A backing file's name as it stands in `image`, taken from the image's directory where it is relative."""
+    import os.path
+
+    head, colon, _ = name.partition(":")
+    if (colon and "/" not in head) or os.path.isabs(name):
+        return name
+    return os.path.join(os.path.dirname(image.removeprefix("file:")), name)
+
+
+def typed(known: "Sequence[CreateOption]", strings: Mapping[str, str]) -> dict[str, Any]:
+    """The values of options in their kinds, checked in the order in which they were given. Raises: OptionError."""
+    from aioblock import OptionError, parse_size
+
+    kinds = {option.name: option.kind for option in known}
+    values: dict[str, Any] = {}
+    for name, text in strings.items():
+        kind = kinds.get(name)
+        if kind is None:
+            raise OptionError(f"Invalid parameter '{name}'", option=name)
+        if kind == "size":
+            try:
+                values[name] = parse_size(text, limit=1 << 64)
+            except OptionError:
+                raise OptionError(
+                    f"Parameter '{name}' expects a non-negative number below 2^64\n"
+                    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+                    "and exabytes, respectively.",
+                    option=name,
+                ) from None
+        elif kind == "bool":
+            if text not in ("on", "off"):
+                raise OptionError(f"Parameter '{name}' expects 'on' or 'off'", option=name)
+            values[name] = text == "on"
+        elif kind == "int":
+            try:
+                values[name] = int(text, 0)
+            except ValueError:
+                raise OptionError(f"Parameter '{name}' expects a number", option=name) from None
+        else:
+            values[name] = text
+    return values
+
+
+def format_options(known: "Sequence[CreateOption]", values: Mapping[str, Any]) -> str:
+    """The options that have a value, in the format's own order, as they are shown when an image is made."""
+    shown = []
+    for option in known:
+        value = values.get(option.name, option.default)
+        if value is None:
+            continue
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value).replace(",", ",,")
+        shown.append(f"{option.name}={text}")
+    return " ".join(shown)
+
+
+def print_option_help(format: str, name: str | None) -> int:
+    """List the options of `-o` for a format, and those of the storage where a file name says which one it is."""
+    import aioblock
+
+    try:
+        known = _creatable(format, name)
+        if name is None:
+            own = {option.name for option in aioblock.find_driver(format).create_options}
+            known = tuple(option for option in known if option.name in own)
+    except (OSError, aioblock.BlockError) as error:
+        return fail(error_text(error))
+    print(f"Supported {format} options:" if name is None else "Supported options:")
+    for option in sorted(known, key=lambda option: option.name):
+        print(f"  {option.name + '=' + _KINDS[option.kind]:<22} - {option.help}")
+    if name is None:
+        print("\nThe protocol level may support further options.")
+        print("Specify the target filename to include those options.")
+    sys.stdout.flush()
+    return 0
+
+
+def creation_error(error: Exception, format: str) -> str:
+    """What is said when an image cannot be created."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        from aioblock import find_driver
+
+        clustered = any(option.name == "cluster_size" for option in find_driver(format).create_options)
+        hint = " (try using a larger cluster size)" if clustered else ""
+        return f"The image size is too large for file format '{format}'{hint}"
+    return error_text(error)

@@ -1,0 +1,266 @@
+"""`map`: where the content of every byte comes from. Whole batches of runs are merged and printed at once."""
+
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from ..program import ProgramError, error_text, refuse_object, run
+from .command import SECTOR, Options, check_image_opts, opened, parse_output, parse_size_argument
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend
+
+__all__ = ["USAGE", "main"]
+
+USAGE = (
+    "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] "
+    "filename"
+)
+
+_LONG = {
+    "format": "f:",
+    "output": "output:",
+    "object": "object:",
+    "image-opts": "image-opts",
+    "force-share": "U",
+    "start-offset": "s:",
+    "max-length": "l:",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    format: str | None = None
+    json = image_opts = force_share = False
+    start, length = 0, None
+    options = Options(argv, "f:s:l:U", _LONG)
+    for option, value in options:
+        if option == "f":
+            format = value
+        elif option == "U":
+            force_share = True
+        elif option == "output":
+            json = parse_output(value)
+        elif option == "s":
+            start = parse_size_argument("start offset", value)
+        elif option == "l":
+            length = parse_size_argument("max length", value)
+        elif option == "object":
+            raise refuse_object(value)
+        elif option == "image-opts":
+            image_opts = True
+    name = options.one_image()
+    check_image_opts(image_opts, format)
+
+    async def body() -> None:
+        async with opened(name, image_opts=image_opts, format=format, force_share=force_share) as disk:
+            await _map(disk, start, length, json)
+
+    return run(body)
+
+
+async def _map(disk: "BlockBackend", start: int, length: int | None, json: bool) -> None:
+    end = -(-disk.length // SECTOR) * SECTOR
+    if length is not None:
+        end = min(start + length, end)
+    writer = _JsonWriter() if json else _HumanWriter()
+    writer.begin()
+    if start >= min(end, disk.length):
+        writer.nothing(start)
+        return
+    async with aclosing(_tables(disk, start, end)) as tables:
+        async for table in tables:
+            writer.write(table)
+    writer.end()
+
+
+async def _tables(disk: "BlockBackend", start: int, end: int) -> AsyncGenerator[tuple[Any, list[str]], None]:
+    """The runs of a range in tables as `_Runs` makes them. Raises: ProgramError."""
+    from aioblock import BlockError
+
+    runs = _Runs(disk)
+    try:
+        async with aclosing(disk.extent_batches(start, end - start)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                yield runs.take(batch)
+    except (OSError, BlockError) as error:
+        raise ProgramError(f"Could not read file metadata: {error_text(error)}") from error
+    if end > disk.length:
+        yield runs.pad(end - disk.length)
+    yield runs.rest()
+
+
+class _Runs:
+    """Makes the runs of a chain into those that are shown: neighbours merged, also from batch to batch.
+
+    A table of runs has one column a run, and the rows start, length, kind, offset and file. `kind` packs what is said
+    of a run: the bits below, and the depth above them.
+    """
+
+    ZERO, DATA, PRESENT, HAS_OFFSET = 1, 2, 4, 8
+    DEPTH_SHIFT = 4
+    START, LENGTH, KIND, OFFSET, FILE = range(5)
+
+    def __init__(self, disk: "BlockBackend") -> None:
+        self._ends = []
+        """Where each layer ends, from the top down."""
+        node: Any = disk.node
+        while node is not None:
+            self._ends.append(node.length)
+            node = node.below
+        self._files: list[Any] = []
+        self._pending: Any = None
+
+    def take(self, batch: Any) -> tuple[Any, list[str]]:
+        """The runs that are complete now, as a table, and the names of the files that it means."""
+        return self._joined(self._table(batch))
+
+    def pad(self, nbytes: int) -> tuple[Any, list[str]]:
+        """The rest of the last sector of an image that does not fill it: zeroes, as if they lay in the file."""
+        padding = self._pending.copy()
+        padding[self.START] += padding[self.LENGTH]
+        padding[self.OFFSET] += padding[self.LENGTH]
+        padding[self.LENGTH] = nbytes
+        padding[self.KIND] = padding[self.KIND] & ~self.DATA | self.ZERO
+        return self._joined(padding)
+
+    def _joined(self, table: Any) -> tuple[Any, list[str]]:
+        import numpy as np
+
+        if self._pending is not None:
+            table = np.concatenate((self._pending, table), axis=1)
+        kind, offset = table[self.KIND], table[self.OFFSET]
+        first = np.ones(table.shape[1], bool)
+        moved = (kind[1:] & self.HAS_OFFSET != 0) & (offset[1:] != offset[:-1] + table[self.LENGTH][:-1])
+        first[1:] = (kind[1:] != kind[:-1]) | (table[self.FILE][1:] != table[self.FILE][:-1]) | moved
+        at = np.flatnonzero(first)
+        lengths = np.add.reduceat(table[self.LENGTH], at)
+        table = table[:, at]
+        table[self.LENGTH] = lengths
+        self._pending = table[:, -1:]
+        return table[:, :-1], self._names()
+
+    def rest(self) -> tuple[Any, list[str]]:
+        """The run that was kept back because it might go on."""
+        return self._pending, self._names()
+
+    def _names(self) -> list[str]:
+        return [node.filename for node in self._files]
+
+    def _table(self, batch: Any) -> Any:
+        import numpy as np
+
+        from aioblock import ALLOCATED, DATA, OFFSET_VALID, ZERO
+
+        stops = batch.offset + np.cumsum(batch.lengths)
+        starts = stops - batch.lengths
+        flags, depth = batch.flags.astype(np.int64), batch.depth.astype(np.int64)
+        has_offset = (flags & OFFSET_VALID != 0) & (flags & (DATA | ZERO) != 0)
+        numbers = np.array([self._number(node) for node in batch.files] + [-1], np.int64)
+        file = np.where(has_offset, numbers[batch.file_index], -1)
+        offset = np.where(has_offset, batch.map, 0)
+        # A layer that is shorter than the one above answers behind its end too. What is shown there is the layer
+        # above: nothing is present in it, and nothing lies below it. So a run is cut where its layer ends.
+        for end in set(self._ends[1:]):
+            cut = np.flatnonzero((starts < end) & (stops > end))
+            if len(cut):
+                at = int(cut[0])
+                starts, stops = np.insert(starts, at + 1, end), np.insert(stops, at, end)
+                flags, depth, file, has_offset = (
+                    np.insert(row, at, row[at]) for row in (flags, depth, file, has_offset)
+                )
+                offset = np.insert(offset, at + 1, offset[at] + (end - starts[at] if has_offset[at] else 0))
+        ends = np.array([0, *self._ends], np.int64)
+        behind = (depth > 1) & (starts >= ends[depth])
+        # Nobody decides: it is the bottom that says so.
+        shown = np.where(behind, depth - 2, np.where(depth > 0, depth - 1, len(self._ends) - 1))
+        kind = (
+            (flags & ZERO != 0) * self.ZERO
+            | (flags & DATA != 0) * self.DATA
+            | ((flags & ALLOCATED != 0) & ~behind) * self.PRESENT
+            | has_offset * self.HAS_OFFSET
+            | shown << self.DEPTH_SHIFT
+        )
+        return np.stack((starts, stops - starts, kind, offset, file))
+
+    def _number(self, node: Any) -> int:
+        if node not in self._files:
+            self._files.append(node)
+        return self._files.index(node)
+
+
+class _JsonWriter:
+    """Prints runs as a JSON array, one line each."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, str] = {}
+        self._separator = ""
+
+    def begin(self) -> None:
+        sys.stdout.write("[")
+
+    def nothing(self, start: int) -> None:
+        sys.stdout.write(self._line(0) % (start, 0))
+        self.end()
+
+    def write(self, runs: tuple[Any, list[str]]) -> None:
+        import numpy as np
+
+        table, _ = runs
+        if not table.shape[1]:
+            return
+        kinds = table[_Runs.KIND].tolist()
+        lines = {kind: self._line(kind) for kind in set(kinds)}
+        shown = np.ones((table.shape[1], 3), bool)
+        shown[:, 2] = table[_Runs.KIND] & _Runs.HAS_OFFSET != 0
+        values = table[[_Runs.START, _Runs.LENGTH, _Runs.OFFSET]].T[shown].tolist()
+        sys.stdout.write(self._separator + ",\n".join([lines[kind] for kind in kinds]) % tuple(values))
+        self._separator = ",\n"
+
+    def end(self) -> None:
+        sys.stdout.write("]\n")
+
+    @staticmethod
+    def _line(kind: int) -> str:
+        def has(bit: int) -> str:
+            return "true" if kind & bit else "false"
+
+        return (
+            f'{{ "start": %d, "length": %d, "depth": {kind >> _Runs.DEPTH_SHIFT}, "present": {has(_Runs.PRESENT)}, '
+            f'"zero": {has(_Runs.ZERO)}, "data": {has(_Runs.DATA)}'
+            + (', "offset": %d}' if kind & _Runs.HAS_OFFSET else "}")
+        )
+
+
+class _HumanWriter:
+    """Prints the runs of data that lie as they are in some file, as a table."""
+
+    def begin(self) -> None:
+        sys.stdout.write(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
+
+    def nothing(self, start: int) -> None:
+        pass
+
+    def write(self, runs: tuple[Any, list[str]]) -> None:
+        table, names = runs
+        kind = table[_Runs.KIND]
+        data = kind & _Runs.DATA != 0
+        lost = (data & (kind & _Runs.HAS_OFFSET == 0)).nonzero()[0]
+        stop = int(lost[0]) if len(lost) else len(kind)
+        shown = (data & (kind & _Runs.ZERO == 0)).nonzero()[0]
+        table = table[:, shown[shown < stop]]
+        lines = [
+            f"{_hex(start):<16}{_hex(length):<16}{_hex(offset):<16}{names[file]}\n"
+            for start, length, _, offset, file in table.T.tolist()
+        ]
+        sys.stdout.write("".join(lines))
+        if len(lost):
+            raise ProgramError("File contains external, encrypted or compressed clusters.")
+
+    def end(self) -> None:
+        pass
+
+
+def _hex(number: int) -> str:
+    return f"{number:#x}" if number else "0"

@@ -1,0 +1,265 @@
+"""What every program does alike: its name, its errors, its event loop, and how it opens an image.
+
+Start-up time counts here (`info` is expected within 150 ms), so asyncio, uvloop and the library are imported where
+they are used.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend
+
+__all__ = [
+    "CACHE_MODES",
+    "DISCARD_MODES",
+    "Interrupted",
+    "ProgramError",
+    "error_text",
+    "fail",
+    "finish",
+    "image_options",
+    "open_image",
+    "print_error",
+    "print_version",
+    "program_name",
+    "refuse_object",
+    "run",
+]
+
+CACHE_MODES = {
+    "none": "none",
+    "off": "none",
+    "directsync": "directsync",
+    "writeback": "writeback",
+    "unsafe": "unsafe",
+    "writethrough": "writethrough",
+}
+"""The names of `-t` and `-T`, and what the library calls them."""
+
+DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
+"""The names of `-d` and `discard=`, and what the library calls them."""
+
+
+class ProgramError(Exception):
+    """The program ends with this message, printed as an error if it is not empty, and this exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class Interrupted(ProgramError):
+    """A signal ended the program; everything that was under way has been cancelled and cleaned up."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("", 128 + signum)
+
+
+def program_name() -> str:
+    """The name that the program was called by: the last part of argv[0]."""
+    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "aioblock"
+
+
+def print_error(message: str) -> None:
+    """Print `program: message` to stderr."""
+    print(f"{program_name()}: {message}", file=sys.stderr, flush=True)
+
+
+def fail(message: str, status: int = 1) -> int:
+    """Print an error; returns the exit status, to be returned from `main`."""
+    print_error(message)
+    return status
+
+
+def print_version() -> None:
+    """Print what `--version` prints."""
+    import aioblock
+
+    print(f"{program_name()} version {aioblock.__version__} (aioblock)")
+
+
+def error_text(error: BaseException) -> str:
+    """The message of an error without errno or Python's decorations."""
+    from aioblock import message_of
+
+    return message_of(error)
+
+
+def refuse_object(definition: str) -> ProgramError:
+    """The error for `--object`: no kind of user-creatable object exists here."""
+    from aioblock import OptionError, parse_keyval
+
+    try:
+        kind = parse_keyval(definition, implied="qom-type").get("qom-type")
+    except OptionError as error:
+        return ProgramError(error_text(error))
+    if not kind:
+        return ProgramError("Parameter 'qom-type' is missing")
+    return ProgramError(f"--object: objects of type '{kind}' are not supported")
+
+
+# Opening
+
+
+def image_options(text: str) -> dict[str, Any]:
+    """The options in an argument of `--image-opts`, nested as the library takes them. Raises: OptionError."""
+    from aioblock import OptionError, nest, parse_keyval
+
+    flat = parse_keyval(text, implied="file")
+    if "file" in flat and not any(key.startswith("driver") for key in flat):
+        # The argument is the name of a node or device of a running machine: there is none here.
+        raise OptionError(f"Cannot find device='{flat['file']}' nor node-name='{flat['file']}'")
+    return nest(flat)
+
+
+async def open_image(
+    name: str | dict[str, Any],
+    *,
+    image_opts: bool = False,
+    format: str | None = None,
+    writable: bool = False,
+    cache: str = "writeback",
+    discard: str = "ignore",
+    detect_zeroes: str = "off",
+    copy_on_read: bool = False,
+    force_share: bool = False,
+    backing: bool = True,
+    for_check: bool = False,
+    options: dict[str, Any] | None = None,
+) -> "BlockBackend":
+    """Open an image as the programs do: names inside images are followed wherever they lead.
+
+    `name` is a file name, a `json:` name, options, or with `image_opts` a list of them. `cache` and `discard` take the
+    names of the command line. Raises: ProgramError for a wrong name of those; what `aioblock.open` raises.
+    """
+    import aioblock
+
+    if cache not in CACHE_MODES:
+        raise ProgramError(f"Invalid cache option: {cache}")
+    if discard not in DISCARD_MODES:
+        raise ProgramError(f"Invalid discard option: {discard}")
+    described = image_options(name) if image_opts and isinstance(name, str) else name
+    disk = await aioblock.open(
+        described,
+        format=format,
+        options=options,
+        writable=writable,
+        cache=CACHE_MODES[cache],
+        discard=DISCARD_MODES[discard],
+        detect_zeroes=detect_zeroes,
+        copy_on_read=copy_on_read,
+        force_share=force_share,
+        backing=backing,
+        probe=True,
+        for_check=for_check,
+        trust=aioblock.TRUST_ALL,
+    )
+    if writable and format is None and disk.node.driver.name == "raw" and not _names_driver(described):
+        print(
+            f"WARNING: Image format was not specified for '{disk.name}' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, "
+            "write operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return disk
+
+
+def _names_driver(described: str | dict[str, Any]) -> bool:
+    return "driver" in described if isinstance(described, dict) else described.startswith("json:")
+
+
+# Running
+
+
+def _new_loop(fast: bool) -> Any:
+    if fast:
+        try:
+            import uvloop
+        except ImportError:
+            pass
+        else:
+            return uvloop.new_event_loop()
+    import asyncio
+
+    return asyncio.new_event_loop()
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int | None]], *, fast: bool = True) -> int:
+    """Run a coroutine function to its end; returns what it returns, None being 0.
+
+    `fast` takes uvloop where it is installed: right for whoever moves data, and costs start-up time. Ctrl-C, SIGTERM
+    and SIGHUP cancel the coroutine and wait until it has cleaned up. Raises: Interrupted then; what it raises.
+    """
+    import asyncio
+
+    caught: list[int] = []
+    with asyncio.Runner(loop_factory=lambda: _new_loop(fast)) as runner:
+        loop = runner.get_loop()
+
+        async def guarded() -> int | None:
+            task = asyncio.current_task()
+            assert task is not None
+            handled: list[signal.Signals] = []
+
+            def stop(signum: int) -> None:
+                caught.append(signum)
+                task.cancel()
+
+            try:
+                for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup, or a shell's background job
+                        loop.add_signal_handler(signum, stop, signum)
+                        handled.append(signum)
+            except (NotImplementedError, RuntimeError, ValueError, AttributeError):
+                pass  # not the main thread, or a system without them: then only KeyboardInterrupt is there
+            try:
+                return await main()
+            finally:
+                for signum in handled:
+                    loop.remove_signal_handler(signum)
+
+        try:
+            return runner.run(guarded()) or 0
+        except asyncio.CancelledError:
+            if not caught:
+                raise
+            raise Interrupted(caught[0]) from None
+
+
+def finish(main: Callable[[], int | None]) -> int:
+    """Call a program's body and turn what ends it early into messages and an exit status.
+
+    A reader of stdout that went away (`... | head`) ends the program silently.
+    """
+    try:
+        try:
+            status = main() or 0
+        finally:
+            sys.stdout.flush()
+    except ProgramError as error:
+        if error.message:
+            print_error(error.message)
+        return error.status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        _forget_stdout()
+        return 1
+    return status
+
+
+def _forget_stdout() -> None:
+    """Let the interpreter's last flush of stdout go nowhere, instead of complaining about a closed pipe."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass
