@@ -1,0 +1,26 @@
+"""Run the benchmarks: all of them, or those named."""
+
+import importlib
+import pkgutil
+import sys
+
+import benchmarks
+
+PREFIX = "bench_"
+
+
+def main() -> int:
+    found = sorted(m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules(benchmarks.__path__) if PREFIX in m.name)
+    wanted = sys.argv[1:] or found
+    if unknown := [name for name in wanted if name not in found]:
+        print(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(found)}", file=sys.stderr)
+        return 2
+    for name in wanted:
+        module = importlib.import_module(f"benchmarks.{PREFIX}{name}")
+        print(f"\n== {name}: {(module.__doc__ or '').splitlines()[0]}")
+        module.main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
