@@ -20,5 +20,4 @@ _TABLE = (
 def register_all() -> None:
     """Put every driver into the registry."""
     for module, name in _TABLE:
-        if found := getattr(importlib.import_module(module), name, None):  # TEMPORARY
-            register(found)
+        register(getattr(importlib.import_module(module), name))
