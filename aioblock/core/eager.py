@@ -117,8 +117,6 @@ async def settle(tasks: "list[asyncio.Task[Any]]") -> None:
                 await settled_or_cancelled(task)
             except asyncio.CancelledError as error:
                 cancelled = error
-        if not task.cancelled():
-            task.exception()  # nobody wants it any more: nothing to log
     if cancelled is not None:
         raise cancelled
 

@@ -68,6 +68,8 @@ class DriverInfo:
     compressed: bool = False
     backing: InnerName | None = None
     """The backing file as the image names it."""
+    snapshots: int = 0
+    """How many internal snapshots the image has."""
     specific: Mapping[str, Any] | None = None
     """Further fields, JSON values, keys as in the `format-specific` `data` of `qemu-img info --output=json`."""
     lines: tuple[str, ...] = ()

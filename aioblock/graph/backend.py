@@ -2,10 +2,10 @@
 
 import asyncio
 import errno
-from asyncio import get_running_loop
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aioblock.base.buffers import as_view
@@ -82,6 +82,7 @@ class BlockBackend:
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self.node.gates.append(self)
 
     def __repr__(self) -> str:
@@ -155,7 +156,7 @@ class BlockBackend:
         self._check_loop()
 
     def _check_loop(self) -> None:
-        if self._loop is not get_running_loop():
+        if self._loop is not asyncio.get_running_loop():
             raise RuntimeError(f"{self!r} belongs to another event loop")
 
     def _leave(self) -> None:
@@ -197,11 +198,12 @@ class BlockBackend:
 
     # -- read --------------------------------------------------------------------------------------------------------
 
-    def readinto(self, offset: int, buffer: bytearray | memoryview, flags: int = 0) -> Coroutine[Any, Any, None]:
+    async def readinto(self, offset: int, buffer: bytearray | memoryview, flags: int = 0) -> None:
         """Fill `buffer` from `offset`. Cancelled or failed: its content is undefined. Raises: OSError."""
-        return self._readinto(offset, as_view(buffer), flags)
-
-    async def _readinto(self, offset: int, view: memoryview, flags: int) -> None:
+        if type(buffer) is memoryview and buffer.format == "B" and buffer.ndim == 1 and buffer.c_contiguous:
+            view = buffer
+        else:
+            view = as_view(buffer)
         nbytes = len(view)
         node = self.node
         if (
@@ -209,7 +211,7 @@ class BlockBackend:
             or self._stopped
             or self._closed
             or self.in_flight >= self._max
-            or self._loop is not get_running_loop()
+            or self._thread != get_ident()  # for the loop itself see _enter: to ask for it costs a system call
         ):
             await self._enter()
         else:
@@ -235,7 +237,7 @@ class BlockBackend:
         if nbytes < 0 or offset + nbytes > self.node.length:
             await self._check_early(offset, nbytes)  # before memory is taken for it
         data = bytearray(nbytes)
-        await self._readinto(offset, memoryview(data), flags)
+        await self.readinto(offset, memoryview(data), flags)
         return data
 
     async def _check(self, offset: int, nbytes: int) -> None:

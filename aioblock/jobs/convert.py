@@ -47,8 +47,8 @@ async def convert(
     written. `keep_backing`: what the top layer of the only source leaves open is left to the target's backing file.
     `target_is_zero`: the target is known to read as zeroes. `in_order`: writes begin in the order of their offsets.
     `workers`: how many pieces are under way at a time, each with a buffer of 2 MiB. `bytes_per_second`: no faster than
-    this; 0: as fast as it goes. `progress(done, total)` is told bytes. `salvage(offset, error)`: what cannot be read
-    becomes zeroes, and is told here.
+    this; 0: as fast as it goes. `progress(done, total)` is told bytes that are copied. `salvage(offset, error)`: what
+    cannot be read becomes zeroes, and is told here.
 
     Everything written is flushed at the end. Cancelled or failed: the target holds a part; nothing is left running.
     Raises: PositionedError; OSError of the final flush; NotSupported where the target cannot store compressed data.
@@ -120,8 +120,10 @@ class _Copying:
     rate: int
     progress: Callable[[int, int], None] | None
     salvage: Callable[[int, OSError], None] | None
+    total: int = 0
+    """How many bytes will be copied; only known where progress is told."""
     done: int = 0
-    copied: int = 0
+    read: int = 0
     began: float = 0.0
     next_piece: asyncio.Lock = field(default_factory=asyncio.Lock)
     turn: "asyncio.Future[None] | None" = None
@@ -129,6 +131,9 @@ class _Copying:
 
     async def run(self, workers: int) -> None:
         self.began = asyncio.get_running_loop().time()
+        if self.progress is not None:
+            async with aclosing(self.plan.pieces()) as pieces:
+                self.total = sum([piece.nbytes async for piece in pieces if piece.fate == COPY])
         async with aclosing(self.plan.pieces()) as pieces:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -144,7 +149,6 @@ class _Copying:
             async with self.next_piece:
                 piece = await anext(pieces, None)
                 while piece is not None and piece.fate == SKIP:
-                    self._advance(piece.nbytes)
                     piece = await anext(pieces, None)
                 if piece is None:
                     return
@@ -153,27 +157,24 @@ class _Copying:
             if piece.fate == COPY:
                 view = buffer[: piece.nbytes]
                 await self._read(piece.offset, view)
+                self.read += piece.nbytes
                 if self.rate:
-                    await self._slow_down(piece.nbytes)
+                    await self._slow_down()
                 if self.in_order and before is not None:
                     await before
                 await self._write(piece, view, mine)
+                self.done += piece.nbytes
+                if self.progress is not None:
+                    self.progress(self.done, self.total)
             else:
                 if self.in_order and before is not None:
                     await before
                 await self._clear(piece.offset, piece.nbytes, mine)
-            self._advance(piece.nbytes)
 
-    def _advance(self, nbytes: int) -> None:
-        self.done += nbytes
-        if self.progress is not None:
-            self.progress(self.done, self.plan.nbytes)
-
-    async def _slow_down(self, nbytes: int) -> None:
+    async def _slow_down(self) -> None:
         """Wait until the average since the beginning is no more than was asked for."""
-        self.copied += nbytes
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(self.began + self.copied / self.rate - loop.time(), 0))
+        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(self.began + self.read / self.rate - now, 0))
 
     # -- read --------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ def test_is_zero(length):
             data[at] = 0
 
 
+@pytest.mark.slow
 @given(st.integers(1, 4 * EDGE), st.data())
 def test_one_byte_is_always_found(length, data):
     at = data.draw(st.integers(0, length - 1))

@@ -118,6 +118,7 @@ def test_what_is_printed_can_be_read_again_and_is_near(nbytes):
     assert abs(again - nbytes) <= nbytes // 199  # three digits
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12))
 def test_any_text_is_a_size_or_an_option_error(text):
     try:

@@ -226,6 +226,17 @@ async def test_the_end_of_a_longer_layer_asked_ahead_is_not_taken_for_the_end_of
         assert (answer.flags, answer.pnum, answer.depth) == (DATA | ALLOCATED | EOF, 16 * K, 3)
 
 
+async def test_the_end_of_a_layer_asked_ahead_counts_only_where_the_run_reaches_it() -> None:
+    scripts = [slow(((0, 8 * K), (DATA, 56 * K))), slow(((0, 16 * K),), 16 * K), slow(DECIDED)]
+    async with opened(*scripts) as disk:
+        task = asking(disk)
+        await until(lambda: scripts[2].held)
+        for script in scripts:
+            script.release()
+        answer = await task
+        assert (answer.flags, answer.pnum, answer.depth) == (DATA | ALLOCATED, 8 * K, 3)
+
+
 # -- the search ends ------------------------------------------------------------------------------------------------
 
 

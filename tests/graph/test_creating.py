@@ -46,6 +46,7 @@ def test_options_that_make_no_sense(options, message):
     assert caught.value.option == next(iter(options))
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
 @pytest.mark.asyncio(loop_factories=["asyncio"])

@@ -246,6 +246,7 @@ async def test_json_of_any_shape_is_a_typed_error():
 # -- what is closed again ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_failure_at_any_layer_closes_what_is_above_it(tmp_path):
     names = await make_chain(tmp_path)
     for victim in names:

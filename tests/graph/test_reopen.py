@@ -198,6 +198,7 @@ async def test_a_driver_that_refuses_keeps_the_old_mode_and_the_old_locks(image,
             await aioblock.open(image, format=fmt)
 
 
+@pytest.mark.slow
 @FORMATS
 async def test_cancelled_at_every_await_the_mode_is_one_or_the_other(image, fmt):
     async with await aioblock.open(image, format=fmt) as disk:

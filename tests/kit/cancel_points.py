@@ -48,7 +48,7 @@ def _watched(coro: Coroutine[Any, Any, Any], suspended: Callable[[], None]) -> G
 
 
 async def cancelled_at(coro: Coroutine[Any, Any, Any], number: int, *, again: bool = False) -> Run:
-    """Run `coro` in a task, and cancel it when it suspends for the `number`-th time; with `again` also each time later."""
+    """Run `coro` in a task, and cancel it at its suspension number `number`; with `again` at each later one too."""
     loop = asyncio.get_running_loop()
     seen = 0
 

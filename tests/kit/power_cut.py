@@ -16,7 +16,7 @@ from aioblock.drivers.formats.qcow2.entries import (
     get_refcount,
 )
 from tests.kit.qcow2_images import header_of
-from tests.kit.recorded_disk import Record, RecordedDisk
+from tests.kit.recorded_disk import RecordedDisk
 
 __all__ = ["after_power_cut", "assert_sound"]
 

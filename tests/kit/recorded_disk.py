@@ -35,7 +35,7 @@ Hook = Callable[[str, int, int], Awaitable[None]]
 
 
 class RecordedDisk(MemoryDisk):
-    """The content, the records, and a hook `before(verb, offset, nbytes)` that is awaited before a request does anything."""
+    """The content, the records, and a hook `before(verb, offset, nbytes)`, awaited before a request does anything."""
 
     __slots__ = ("before", "first", "records")
 

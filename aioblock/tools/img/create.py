@@ -153,7 +153,7 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
         format = values.get("backing_fmt")
         try:
             # Another process may be writing it: only its size is looked at.
-            async with await open_image(actual_path(name, backing), format=format, force_share=True) as disk:
+            async with await open_image(actual_path(name, backing) or backing, format=format, force_share=True) as disk:
                 detected = disk.node.driver.name
                 values.setdefault("size", -(-disk.length // SECTOR) * SECTOR)
         except (OSError, aioblock.BlockError) as error:
@@ -163,13 +163,18 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
         raise aioblock.OptionError(f"Backing file specified without backing format{hint}")
 
 
-def actual_path(image: str, name: str) -> str:
-    """A backing file's name as it stands in `image`, taken from the image's directory where it is relative."""
+def actual_path(image: str, name: str) -> str | None:
+    """A backing file's name as it stands in an image, taken from the directory of the file `image` if it is relative.
+
+    None: it is relative, and the image has no file name.
+    """
     import os.path
 
     head, colon, _ = name.partition(":")
     if (colon and "/" not in head) or os.path.isabs(name):
         return name
+    if not image:
+        return None
     return os.path.join(os.path.dirname(image.removeprefix("file:")), name)
 
 

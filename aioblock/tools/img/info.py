@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..program import ProgramError, error_text, open_image, refuse_object, run
+from ..program import ProgramError, error_text, open_image, print_error, refuse_object, run
 from .command import SECTOR, Options, check_image_opts, parse_output
 from .create import actual_path
 from .qjson import to_json
@@ -74,6 +74,8 @@ async def _image(name: str, format: str | None, image_opts: bool, force_share: b
         disk = await open_image(name, image_opts=image_opts, format=format, force_share=force_share, backing=False)
         async with disk:
             facts = await _facts(disk)
+            if snapshots := disk.info().snapshots:
+                print_error(f"warning: '{name}' has {snapshots} internal snapshots; listing them is not built yet")
             return facts, _text(facts, disk)
     except (OSError, BlockError) as error:
         raise ProgramError(f"Could not open '{name}': {error_text(error)}") from error
@@ -92,12 +94,20 @@ async def _facts(disk: "BlockBackend") -> dict[str, Any]:
         "format-specific": {"type": driver.name, "data": info.specific} if info.specific is not None else None,
     }
     if info.backing is not None:
-        facts["full-backing-filename"] = actual_path(disk.name, info.backing.filename)
+        facts["full-backing-filename"] = actual_path(_file_name(disk), info.backing.filename)
         facts["backing-filename"] = info.backing.filename
     facts["encrypted"] = info.encrypted or None
     facts["compressed"] = info.compressed or None
     facts["dirty-flag"] = info.dirty if driver.kind != "protocol" else None
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _file_name(disk: "BlockBackend") -> str:
+    """The name of the file that the image lies in; "" where it is no single file."""
+    node = disk.node
+    while not node.exact_filename and node.file is not None:
+        node = node.file.node
+    return node.exact_filename
 
 
 def _text(facts: dict[str, Any], disk: "BlockBackend") -> str:
@@ -118,8 +128,9 @@ def _text(facts: dict[str, Any], disk: "BlockBackend") -> str:
     if facts.get("dirty-flag"):
         lines.append("cleanly shut down: no")
     if "backing-filename" in facts:
-        name, full = facts["backing-filename"], facts["full-backing-filename"]
-        lines.append(f"backing file: {name}" + (f" (actual path: {full})" if full != name else ""))
+        name, full = facts["backing-filename"], facts.get("full-backing-filename")
+        where = " (cannot determine actual path)" if full is None else f" (actual path: {full})" if full != name else ""
+        lines.append(f"backing file: {name}{where}")
     if "backing-filename-format" in facts:
         lines.append(f"backing file format: {facts['backing-filename-format']}")
     details = disk.info().lines

@@ -142,6 +142,7 @@ def test_help_names_every_command(sides, words):
         assert f" {command}" in result.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["aioblock.tools.img", "aioblock.tools.nbd"])
 def test_the_program_ends_with_the_status_of_its_main(program):
     code = f"import sys; from {program} import main; sys.argv[0] = 'x/prog'; sys.exit(main())"

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -59,7 +59,6 @@ def images(sides):
         "-F zork a a",
     ],
 )
-@pytest.mark.slow
 def test_compare(images, pair, options):
     images.same("compare", *options.split(), *pair.split())
 

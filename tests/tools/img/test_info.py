@@ -25,6 +25,7 @@ def images(sides):
     return sides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["human", "json"])
 @pytest.mark.parametrize(
     "line",
@@ -52,6 +53,7 @@ def images(sides):
         "--image-opts driver=qcow2,file.filename=top.qcow2,zork=3",
         "--image-opts top.qcow2",
         'json:{"driver":"qcow2","file":{"driver":"file","filename":"top.qcow2"}}',
+        'json:{"driver":"qcow2","file":{"driver":"file","filename":"sub/rel.qcow2"}}',
         'json:{"driver":"null-co","size":1024}',
         "nosuch",
         ".",
@@ -75,6 +77,16 @@ def test_the_dirty_bit(sides):
     sides.same("info", "--output=json", "x")
 
 
+def test_internal_snapshots_are_not_passed_over_in_silence(sides):
+    sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "x", "1M")
+    sides.prepare("qemu-img", "snapshot", "-c", "one", "x")
+    sides.prepare("qemu-img", "snapshot", "-c", "two", "x")
+    result = sides.run_ours("info", "x")
+    assert result.status == 0
+    assert result.err == "qemu-img: warning: 'x' has 2 internal snapshots; listing them is not built yet\n"
+
+
+@pytest.mark.slow
 def test_numpy_and_uvloop_are_not_imported(sides):
     sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "x", "1M")
     heavy = ("numpy", "uvloop", "zstandard", "argparse")

@@ -217,11 +217,11 @@ class Qcow2Driver(BlockDriver):
         image = self.image
         size = image.cluster_size
         image.check_writable()
-        if offset & image.cluster_mask or (len(data) & image.cluster_mask and offset + len(data) != image.size):
-            raise OSError(errno.EINVAL, "Compressed writes take whole clusters")
         if not data:
             await finish_compressed(image)
             return
+        if offset & image.cluster_mask or (len(data) & image.cluster_mask and offset + len(data) != image.size):
+            raise OSError(errno.EINVAL, "Compressed writes take whole clusters")
         try:
             for at in range(0, len(data), size):
                 part = data[at : at + size]

@@ -21,6 +21,7 @@ def describe(header: Header, bitmaps: Sequence[BitmapEntry] = ()) -> DriverInfo:
         encrypted=header.crypt_method != CRYPT_NONE,
         backing=None if header.backing_file is None else InnerName(header.backing_file, header.backing_format),
         vm_state_offset=header.l1_entries_needed << (header.cluster_bits + header.l2_bits),
+        snapshots=header.nb_snapshots,
         specific=specific,
         lines=tuple(_lines(specific)),
     )

@@ -59,7 +59,7 @@ async def _zero_partial(image: "Image", offset: int, nbytes: int) -> None:
     low = offset // unit * unit
     high = low + unit
     end = offset + nbytes
-    if end > high or image.version < 3 or image.this is None:
+    if end > high or image.this is None:
         raise NotSupported
     cluster = low >> image.cluster_bits
     await image.unclaimed(range(cluster, cluster + 1))
@@ -73,6 +73,8 @@ async def _zero_partial(image: "Image", offset: int, nbytes: int) -> None:
             raise NotSupported
         if visible > end and not await image.this.is_zero(end, visible - end):
             raise NotSupported
+        if image.version < 3:
+            return  # not allocated, and no backing file: it reads as zeroes as it is
         await image.make_room()
         table = await image.l2.own(low >> image.table_shift)
         _zero_cluster(image, table, cluster, low & image.cluster_mask, unit, unmap=False)

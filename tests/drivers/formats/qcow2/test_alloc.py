@@ -177,8 +177,8 @@ async def test_nonsense_in_a_table_is_an_error_and_marks_the_image(place: str, d
         await image.pread(0, 512)
     assert caught.value.errno == errno.EIO
     await assert_marked(disk, image)
-    changed = [number for number in range(len(content)) if disk.content()[number] != disk.first[number]]
-    assert changed == [79]  # the bit, and nothing else
+    pairs = zip(disk.first, disk.content(), strict=True)
+    assert [number for number, (old, new) in enumerate(pairs) if old != new] == [79]  # the bit, and nothing else
 
 
 async def test_a_read_only_image_is_never_marked() -> None:
