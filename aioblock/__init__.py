@@ -48,7 +48,8 @@ from aioblock.core.io import ChainStatus, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.registry import driver_names, find_driver
 from aioblock.core.statistics import Statistics
-from aioblock.graph.backend import BlockBackend, Extent
+from aioblock.graph.backend import BlockBackend
+from aioblock.graph.extent import Extent
 from aioblock.graph.trust import TRUST_ALL, TRUST_DIRECTORY, TRUST_NONE, Reference, TrustPolicy
 
 if TYPE_CHECKING:

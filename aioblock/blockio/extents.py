@@ -7,7 +7,7 @@ and an error there counts only if it is about such a byte.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -387,7 +387,7 @@ async def chain_extents(
     want_zero: bool = True,
     window: int = WINDOW,
     statistics: Statistics | None = None,
-) -> AsyncIterator[ChainExtents]:
+) -> AsyncGenerator[ChainExtents, None]:
     """Batches that together cover the range (None: up to the end) of the chain from `top` down to `base`.
 
     Memory is bounded by one batch a layer. EOF is set on the run that reaches the end of the top.

@@ -89,7 +89,7 @@ COPY_STEP = 16 << 20
 
 async def _copy_on_read(node: BlockNode, offset: int, buffer: memoryview) -> None:
     """Read, and write into this layer what it did not decide itself, in whole clusters."""
-    unit = node.driver.info().cluster_size or 1
+    unit = node.driver.cluster_size or 1
     start, end = aligned(node, offset, len(buffer), unit)
     ticket = node.requests.begin_serialising(start, end)  # nobody may change meanwhile what is written back
     try:

@@ -100,7 +100,7 @@ async def _old(node: BlockNode, offset: int, block: memoryview) -> None:
 
 def require_compressed(node: BlockNode, offset: int, nbytes: int) -> None:
     """Raises: OSError EINVAL where a compressed write is not made of whole clusters; NotSupported without clusters."""
-    cluster = node.driver.info().cluster_size
+    cluster = node.driver.cluster_size
     if not cluster:
         raise NotSupported
     if offset % cluster or (nbytes % cluster and offset + nbytes != node.length):

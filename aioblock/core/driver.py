@@ -58,6 +58,8 @@ class BlockDriver(ABC):
 
     limits: BlockLimits
     """Set by `open`, and again by `refresh_limits`."""
+    cluster_size: int | None = None
+    """Formats: the unit of allocation in bytes, in which copy-on-read copies and compressed data is written."""
     identity: object = None
     """Protocols: what is equal for two nodes that hold the same bytes (device and inode); None where nobody knows."""
 

@@ -3,14 +3,14 @@
 import asyncio
 import errno
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, aclosing
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aioblock.base.buffers import as_view
 from aioblock.base.errors import BlockError
-from aioblock.base.flags import DATA, OFFSET_VALID, REQ_COMPRESSED, REQ_COPY_ON_READ, REQ_FUA, status_names
+from aioblock.base.flags import REQ_COMPRESSED, REQ_COPY_ON_READ, REQ_FUA
 from aioblock.blockio.child import Child
 from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
@@ -26,33 +26,17 @@ from aioblock.core.io import Buffer, ChainStatus, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
 from aioblock.graph.drain import drained
+from aioblock.graph.extent import Extent, merged
 from aioblock.graph.opening import close_edge
 from aioblock.graph.reopen import reopen
 
 if TYPE_CHECKING:
     from aioblock.blockio.extents import ChainExtents
 
-__all__ = ["BlockBackend", "Extent"]
+__all__ = ["BlockBackend"]
 
 YIELD_AFTER = 64
 """How many requests in a row may complete without suspending before the loop gets a turn: 0.3 ms of cached reads."""
-
-
-class Extent(NamedTuple):
-    """A run of bytes of a chain: all of it says the same. Sizes in bytes."""
-
-    offset: int
-    length: int
-    flags: int
-    map: int
-    """Offset of the raw bytes in `file`; counts only with OFFSET_VALID."""
-    file: BlockNode | None
-    depth: int
-    """Which layer decided, 1 = the top; 0: none did, all of them leave it open."""
-
-    def __str__(self) -> str:
-        where = f" at {self.map:#x} of {self.file.filename}" if self.flags & OFFSET_VALID and self.file else ""
-        return f"{self.offset:#x}+{self.length:#x} {status_names(self.flags)} depth {self.depth}{where}"
 
 
 class BlockBackend:
@@ -381,7 +365,7 @@ class BlockBackend:
         base: BlockNode | None = None,
         include_base: bool = False,
         want_zero: bool = True,
-    ) -> "AsyncIterator[ChainExtents]":
+    ) -> "AsyncGenerator[ChainExtents, None]":
         """What is in a whole range of the chain, as batches of NumPy arrays. Raises: OSError."""
         from aioblock.blockio.extents import chain_extents  # brings numpy, which most programs never need
 
@@ -395,41 +379,24 @@ class BlockBackend:
             window=self._window,
             statistics=self.statistics,
         )
-        while True:
-            await self._enter()
-            try:
-                batch = await anext(batches, None)
-            finally:
-                self._leave()
-            if batch is None:
-                return
-            yield batch
+        async with aclosing(batches):
+            while True:
+                await self._enter()
+                try:
+                    batch = await anext(batches, None)
+                finally:
+                    self._leave()
+                if batch is None:
+                    return
+                yield batch
 
     async def extents(
         self, offset: int = 0, nbytes: int | None = None, *, base: BlockNode | None = None, want_zero: bool = True
-    ) -> AsyncIterator[Extent]:
+    ) -> AsyncGenerator[Extent, None]:
         """What is in a whole range of the chain, run by run, neighbours that say the same merged. Raises: OSError."""
-        last: Extent | None = None
-        async for batch in self.extent_batches(offset, nbytes, base=base, want_zero=want_zero):
-            at = batch.offset
-            for length, flags, where, depth, index in zip(
-                batch.lengths.tolist(),
-                batch.flags.tolist(),
-                batch.map.tolist(),
-                batch.depth.tolist(),
-                batch.file_index.tolist(),
-                strict=True,
-            ):
-                run = Extent(at, length, flags, where, batch.files[index] if index >= 0 else None, depth)
-                at += length
-                if last is not None and _continues(last, run):
-                    last = last._replace(length=last.length + length, flags=flags)
-                    continue
-                if last is not None:
-                    yield last
-                last = run
-        if last is not None:
-            yield last
+        async with aclosing(self.extent_batches(offset, nbytes, base=base, want_zero=want_zero)) as batches:
+            async for extent in merged(batches):
+                yield extent
 
     # -- the image as a whole ----------------------------------------------------------------------------------------
 
@@ -487,9 +454,3 @@ class BlockBackend:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _continues(last: Extent, run: Extent) -> bool:
-    if last.depth != run.depth or (last.flags ^ run.flags) & ~0x20 or last.file is not run.file:
-        return False
-    return not run.flags & OFFSET_VALID or last.map + last.length == run.map or not run.flags & (DATA | OFFSET_VALID)

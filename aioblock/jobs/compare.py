@@ -114,7 +114,7 @@ async def _runs(disk: BlockBackend, number: int) -> AsyncGenerator[tuple[int, in
     """(end, flags) of the runs of a disk."""
     end = 0
     try:
-        async with aclosing(disk.extent_batches()) as batches:  # type: ignore[type-var]
+        async with aclosing(disk.extent_batches()) as batches:
             async for batch in batches:
                 for length, flags in zip(batch.lengths.tolist(), batch.flags.tolist(), strict=True):
                     end += length

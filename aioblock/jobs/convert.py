@@ -57,7 +57,7 @@ async def convert(
         raise ValueError("only one source can leave something to the backing file")
     unit, end = 1, 0
     if compressed:
-        unit = target.info().cluster_size or 0
+        unit = target.node.driver.cluster_size or 0
         if not unit:
             raise NotSupported("Compression not supported for this file format")
         end = min(-(-_length(sources) // unit) * unit, target.length)

@@ -116,7 +116,7 @@ class Plan:
         import numpy as np
 
         base = source.node.below if self.keep_backing else None
-        async with aclosing(source.extent_batches(start, base=base)) as batches:  # type: ignore[type-var]
+        async with aclosing(source.extent_batches(start, base=base)) as batches:
             async for batch in batches:
                 ends = begin + batch.offset + np.cumsum(batch.lengths)
                 left_open = SKIP if self.keep_backing else COPY

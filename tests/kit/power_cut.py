@@ -1,7 +1,7 @@
 """What may be left on a RecordedDisk when the power fails, and whether it is a sound qcow2 image.
 
-A write is certain to be there if a flush began after it was done and has succeeded. Of the others each is there, or not, or
-only some of its 512-byte sectors are, whatever their order was.
+A write is certain to be there if a flush began after it was done and has succeeded. Of the others each is there, or
+not, or only some of its 512-byte sectors are, whatever their order was.
 """
 
 import random

@@ -23,7 +23,7 @@ from aioblock.base.flags import DATA, OFFSET_VALID, RAW, REQ_FUA, REQ_MAY_UNMAP,
 from aioblock.core import registry
 from aioblock.core.driver import BlockDriver
 from aioblock.core.extents import ExtentBatch
-from aioblock.core.images import DriverInfo, Prealloc, Role
+from aioblock.core.images import Prealloc, Role
 from aioblock.core.io import BlockIO, Status
 from aioblock.core.limits import BlockLimits
 from aioblock.core.node import BlockNode
@@ -225,6 +225,7 @@ class ScriptedDriver(BlockDriver):
     def __init__(self, script: Script, file: BlockIO | None, backing: BlockIO | None) -> None:
         self.script, self.file, self.backing = script, file, backing
         self.limits = script.limits
+        self.cluster_size = script.cluster or None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.script!r}>"
@@ -247,9 +248,6 @@ class ScriptedDriver(BlockDriver):
     async def getlength(self) -> int:
         async with self.script.call("getlength"):
             return self.script.length
-
-    def info(self) -> DriverInfo:
-        return DriverInfo(cluster_size=self.script.cluster or None)
 
     def _check(self, offset: int, nbytes: int, longest: int = 0, unit: int = 0) -> None:
         """What the contract promises of a request."""

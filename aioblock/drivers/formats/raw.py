@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from aioblock.base.errors import BlockError, NotSupported, OptionError
 from aioblock.base.flags import OFFSET_VALID, RAW, REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK, REQ_UNCHANGED
 from aioblock.core.driver import BlockDriver
-from aioblock.core.images import SIZE_OPTION, CreateOption, Prealloc, Role
+from aioblock.core.images import SIZE_OPTION, Prealloc, Role
 from aioblock.core.io import Status
 from aioblock.core.limits import BlockLimits
 from aioblock.core.registry import PROBE_BYTES, probe_format
@@ -37,10 +37,7 @@ class RawDriver(BlockDriver):
     naming_options = frozenset({"offset", "size"})
     supported_write_flags = REQ_FUA | REQ_UNCHANGED
     supported_zero_flags = REQ_MAY_UNMAP | REQ_FUA | REQ_NO_FALLBACK
-    create_options = (
-        CreateOption("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"),
-        SIZE_OPTION,
-    )
+    create_options = (SIZE_OPTION,)
 
     def __init__(self, file: "BlockIO", offset: int = 0, size: int | None = None, *, probed: bool = False) -> None:
         self.file = file
@@ -86,12 +83,7 @@ class RawDriver(BlockDriver):
     @classmethod
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:
         """An empty raw image is a file of that length."""
-        try:
-            prealloc = Prealloc(options.get("preallocation") or "off")
-        except ValueError:
-            value = options["preallocation"]
-            raise OptionError(f"invalid parameter value: {value}", option="preallocation") from None
-        await file.truncate(options.get("size") or 0, exact=False, prealloc=prealloc)
+        await file.truncate(options.get("size") or 0, exact=False)
 
     async def close(self) -> None:
         """Nothing of its own to give up."""

@@ -81,7 +81,7 @@ async def _tables(disk: "BlockBackend", start: int, end: int) -> AsyncGenerator[
 
     runs = _Runs(disk)
     try:
-        async with aclosing(disk.extent_batches(start, end - start)) as batches:  # type: ignore[type-var]
+        async with aclosing(disk.extent_batches(start, end - start)) as batches:
             async for batch in batches:
                 yield runs.take(batch)
     except (OSError, BlockError) as error:

@@ -56,6 +56,7 @@ class Qcow2Driver(BlockDriver):
         self.image = image
         self.file: BlockIO = image.file
         header = image.header
+        self.cluster_size = header.cluster_size
         self.limits = BlockLimits(
             pwrite_zeroes_alignment=header.subcluster_size, pdiscard_alignment=header.cluster_size
         )

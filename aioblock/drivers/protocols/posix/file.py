@@ -39,9 +39,9 @@ class FileDriver(PosixDriver):
     supported_zero_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK
     create_options = (
         SIZE_OPTION,
-        CreateOption("extent_size_hint", "size", "Extent size hint for the image file, 0 to disable"),
         CreateOption("nocow", "bool", "Turn off copy-on-write (valid only on btrfs)"),
         CreateOption("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"),
+        CreateOption("extent_size_hint", "size", "Extent size hint for the image file, 0 to disable"),
     )
 
     def __init__(self, target: Target, opened: OpenFile, locks: ImageLocks | None, *, no_flush: bool) -> None:

@@ -1,7 +1,8 @@
-"""Cancellation at every await: nothing has begun, or it runs to its end; the image stays sound and nothing is left over."""
+"""Cancellation at every await: nothing has begun, or it runs to its end; the image stays sound, and clean."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,29 @@ VERBS: dict[str, Callable[[aioblock.BlockBackend], Awaitable[object]]] = {
 }
 
 
+class Hold:
+    """A hook that holds one request to the file, the one of the given number, until `gate` is set."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.gate, self.reached = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, verb: str, offset: int, nbytes: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.reached.set()
+            await self.gate.wait()
+
+    async def begun_or_done(self, task: "asyncio.Future[Any]") -> bool:
+        """Wait until the request is held, or `task` is done without it; whether it is held."""
+        waiter = asyncio.ensure_future(self.reached.wait())
+        await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
+        held = self.reached.is_set()
+        self.reached.set()
+        await waiter
+        return held
+
+
 async def prepared() -> bytes:
     disk = RecordedDisk(await new_image(SIZE, cluster_size=CLUSTER))
     async with await open_disk(disk) as image:
@@ -44,30 +68,20 @@ async def test_cancelled_at_every_request_to_the_file(verb: str) -> None:
         disk, below = RecordedDisk(content), RecordedDisk(b"b" * SIZE)
         image = await open_disk(disk, backing=below)
         await image.pwrite(30 * CLUSTER, b"d" * CLUSTER)  # something to flush
-        gate, reached = asyncio.Event(), asyncio.Event()
-        left = number
-
-        async def before(_verb: str, _offset: int, _nbytes: int) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                reached.set()
-                await gate.wait()
-
-        disk.before = below.before = before
+        disk.before = below.before = hold = Hold(number)
         task = asyncio.ensure_future(VERBS[verb](image))
-        await asyncio.wait([task, asyncio.ensure_future(reached.wait())], return_when=asyncio.FIRST_COMPLETED)
-        cancelled = reached.is_set()
+        cancelled = await hold.begun_or_done(task)
         if cancelled:
             task.cancel()
             await asyncio.sleep(0)
-            gate.set()
+            hold.gate.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
         else:
-            reached.set()
             await task
         disk.before = below.before = None
+        async with image.drained():
+            pass  # what was cancelled and had begun runs to its end
         await image.flush()
         state = image.node.driver.image  # type: ignore[attr-defined]
         assert (state.allocating, state.reading) == ({}, {})
@@ -88,22 +102,9 @@ async def test_opening_is_cancelled_at_every_request_to_the_file() -> None:
     while True:
         number += 1
         disk = RecordedDisk(content)
-        reached = asyncio.Event()
-        left = number
-
-        async def before(_verb: str, _offset: int, _nbytes: int) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                reached.set()
-                await asyncio.Event().wait()
-
-        disk.before = before
+        disk.before = hold = Hold(number)
         task = asyncio.ensure_future(open_disk(disk))
-        waiter = asyncio.ensure_future(reached.wait())
-        await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            waiter.cancel()
+        if not await hold.begun_or_done(task):
             await (await task).close()
             return
         task.cancel()

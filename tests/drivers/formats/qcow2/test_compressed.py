@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ async def test_streams_lie_behind_each_other() -> None:
         for number in range(8):
             await image.pwrite(number * CLUSTER, text(number), REQ_COMPRESSED)
         writes = disk.changes()
-        assert all(first.end == second.offset for first, second in zip(writes, writes[1:], strict=False))
+        assert all(first.end == second.offset for first, second in pairwise(writes))
 
 
 @pytest.mark.parametrize(("offset", "nbytes"), [(0, 1000), (1000, CLUSTER), (CLUSTER, CLUSTER + 512)])

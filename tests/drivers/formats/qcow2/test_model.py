@@ -4,6 +4,7 @@ import asyncio
 import random
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Runner:
         size = self.shape.size
         cuts = sorted(data.draw(st.sets(st.integers(0, size), min_size=2, max_size=9), label="cuts"))
         plan = []
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             kind = data.draw(
                 st.sampled_from(["write", "write", "write", "zero", "unmap", "discard", "compress", "read"]),
                 label="kind",

@@ -4,6 +4,7 @@ import asyncio
 import random
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ class Guest:
         cuts = sorted(self.chance.sample(range(self.size // SECTOR + 1), count + 1))
         jobs = [
             self.op(self.chance.choice(kinds), low * SECTOR, min(high, low + self.longest) * SECTOR)
-            for low, high in zip(cuts, cuts[1:], strict=False)
+            for low, high in pairwise(cuts)
         ]
         if self.chance.random() < 0.5:
             jobs.append(self.flush())

@@ -106,20 +106,19 @@ async def test_readers_of_one_table_load_it_once() -> None:
     async with await open_disk(disk) as image:
         await image.pwrite(0, b"x" * (1 << 20))
     async with await open_disk(disk, writable=False) as image:
-        gate = asyncio.Event()
-        reads = []
+        gate, first, second = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        reads: list[int] = []
 
         async def before(verb: str, offset: int, nbytes: int) -> None:
+            (second if reads else first).set()
             reads.append(nbytes)
             await gate.wait()
 
         disk.before = before
         tasks = [asyncio.create_task(image.pread(place * 4096, 4096)) for place in range(20)]
-        while not reads:
-            await asyncio.sleep(0)
+        await first.wait()
         tasks[0].cancel()  # it is the one that loads
-        while len(reads) < 2:
-            await asyncio.sleep(0)
+        await second.wait()
         gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(results[0], asyncio.CancelledError)
