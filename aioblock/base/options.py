@@ -4,7 +4,6 @@ Forms, all of QEMU's programs: `key=value,key.sub=value` (a comma in a value is 
 `json:{...}`. Inside they are one thing, a nested dict: {"driver": "qcow2", "file": {"driver": "file", ...}}.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -95,6 +94,8 @@ def overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 def parse_json_name(name: str) -> dict[str, Any]:
     """The options in a name of the form `json:{...}`. Raises: OptionError."""
+    import json  # here, because hardly any name is of this form
+
     try:
         found = json.loads(name.removeprefix("json:"))
         if not isinstance(found, dict):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from aioblock.base.buffers import as_view
 from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
-from aioblock.blockio.read import read
+from aioblock.blockio.read import read, read_now
 from aioblock.blockio.status import block_status, block_status_above, is_zero
 from aioblock.blockio.truncate import truncate
 from aioblock.blockio.write import write
@@ -32,6 +32,9 @@ class Child(Edge):
 
     def readinto(self, offset: int, buffer: bytearray | memoryview, flags: int = 0) -> Awaitable[None]:
         return read(self.node, offset, buffer if type(buffer) is memoryview else as_view(buffer), flags)
+
+    def readinto_now(self, offset: int, buffer: memoryview) -> bool:
+        return read_now(self.node, offset, buffer)
 
     def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> Awaitable[None]:
         return write(self.node, offset, as_view(data), flags)

@@ -9,7 +9,26 @@ from aioblock.blockio.zeroes import zero_within
 from aioblock.core.eager import run_to_end
 from aioblock.core.node import BlockNode
 
-__all__ = ["read"]
+__all__ = ["read", "read_now"]
+
+
+def read_now(node: BlockNode, offset: int, buffer: memoryview) -> bool:
+    """Fill `buffer` if that takes no waiting: a plain aligned read of what is in memory, while nobody is serialising.
+
+    False: nothing was done that counts, use `read`. Such a request is over before anybody could see it in flight.
+    Raises: OSError.
+    """
+    nbytes = len(buffer)
+    if (
+        offset < 0
+        or not nbytes
+        or offset + nbytes > node.length
+        or node.requests.serialising
+        or (offset | nbytes) & node.align_mask
+        or (node.max_transfer and nbytes > node.max_transfer)
+    ):
+        return False
+    return node.driver.preadv_now(offset, buffer)
 
 
 async def read(node: BlockNode, offset: int, buffer: memoryview, flags: int = 0) -> None:

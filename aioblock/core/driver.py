@@ -89,6 +89,14 @@ class BlockDriver(ABC):
     async def preadv(self, offset: int, buffer: memoryview, flags: int) -> None:
         """Fill `buffer` from `offset`: all of it, or raise. `flags` is 0."""
 
+    def preadv_now(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` here and now, or return False: then `preadv` is asked. Without it: False.
+
+        The short way of what is in memory, without a coroutine: it neither waits nor suspends, so nobody can see the
+        request in flight. False leaves the content of `buffer` undefined. Raises: OSError, as `preadv`.
+        """
+        return False
+
     # -- data; each with its fall-back -------------------------------------------------------------------------------
 
     async def pwritev(self, offset: int, data: memoryview, flags: int) -> None:

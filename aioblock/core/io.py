@@ -61,6 +61,10 @@ class BlockIO(ABC):
     def readinto(self, offset: int, buffer: bytearray | memoryview, flags: int = 0) -> "Awaitable[None]":
         """Fill `buffer` (contiguous bytes) from `offset`. What lies behind the end of the node reads as zeroes."""
 
+    def readinto_now(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` without waiting, or return False: then use `readinto`. Raises: OSError."""
+        return False
+
     async def pread(self, offset: int, nbytes: int, flags: int = 0) -> bytearray:
         """Read `nbytes` at `offset` into a new bytearray."""
         data = bytearray(nbytes)

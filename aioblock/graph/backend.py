@@ -14,7 +14,7 @@ from aioblock.base.flags import REQ_COMPRESSED, REQ_COPY_ON_READ, REQ_FUA
 from aioblock.blockio.child import Child
 from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
-from aioblock.blockio.read import read
+from aioblock.blockio.read import read, read_now
 from aioblock.blockio.request import refresh_length, request_error
 from aioblock.blockio.status import WINDOW, block_status, block_status_above, is_zero
 from aioblock.blockio.truncate import truncate
@@ -190,31 +190,27 @@ class BlockBackend:
             view = as_view(buffer)
         nbytes = len(view)
         node = self.node
-        if (
-            self._queue
-            or self._stopped
-            or self._closed
-            or self.in_flight >= self._max
-            or self._thread != get_ident()  # for the loop itself see _enter: to ask for it costs a system call
-        ):
-            await self._enter()
+        flags |= self._read_flags
+        if self._thread != get_ident() or self._stopped or self._queue or self._closed or self.in_flight >= self._max:
+            await self._enter()  # the thread stands for the loop: to ask for that costs a system call
         else:
             self.in_flight += 1
         try:
-            if offset < 0 or offset + nbytes > node.length:
-                await self._check(offset, nbytes)
-            await read(node, offset, view, flags | self._read_flags)
-            self.statistics.reads += 1
-            self.statistics.bytes_read += nbytes
+            if flags or not read_now(node, offset, view):
+                if offset < 0 or offset + nbytes > node.length:
+                    await self._check(offset, nbytes)
+                await read(node, offset, view, flags)
         except (OSError, BlockError):
             self.statistics.failed += 1
             raise
         finally:
             self._leave()
+        statistics = self.statistics
+        statistics.reads += 1
+        statistics.bytes_read += nbytes
         self._in_a_row += 1
         if self._in_a_row >= YIELD_AFTER:
-            self._in_a_row = 0
-            await asyncio.sleep(0)
+            await self._give_way()
 
     async def pread(self, offset: int, nbytes: int, flags: int = 0) -> bytearray:
         """`nbytes` at `offset`, as a new bytearray. Raises: as `readinto`."""

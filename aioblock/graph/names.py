@@ -1,6 +1,5 @@
 """File names as the programs take them: plain ones, `protocol:...`, and `json:{...}`."""
 
-import json
 import os
 import stat
 from typing import Any
@@ -84,4 +83,6 @@ def beside(image: str, name: str) -> str:
 
 def json_name(options: dict[str, Any]) -> str:
     """Options as a name that opens the same thing, the way QEMU writes it."""
+    import json  # here, because most nodes have a plain name
+
     return "json:" + json.dumps(options, separators=(", ", ": "), ensure_ascii=False)

@@ -1,6 +1,7 @@
 """qcow2 images for tests: made by our own `create` or by qemu-img, as bytes in memory or as files."""
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ def qemu_image(path: Path, size: int, *args: str) -> Path:
 
 
 async def open_disk(
-    disk: RecordedDisk, *, writable: bool = True, backing: RecordedDisk | None = None, **options: Any
+    disk: RecordedDisk,
+    options: Mapping[str, Any] | None = None,
+    *,
+    writable: bool = True,
+    backing: RecordedDisk | None = None,
 ) -> BlockBackend:
     """Open the qcow2 image on a disk; `backing`: a raw disk below it."""
-    described: dict[str, Any] = {"driver": "qcow2", "file": disk.options(), **options}
+    described: dict[str, Any] = {"driver": "qcow2", "file": disk.options(), **(options or {})}
     described["backing"] = None if backing is None else {"driver": "raw", "file": backing.options()}
     return await aioblock.open(described, writable=writable, trust=aioblock.TRUST_ALL)
 

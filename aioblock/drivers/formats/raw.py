@@ -98,6 +98,10 @@ class RawDriver(BlockDriver):
 
     # -- data: the child's awaitables are returned as they are, one coroutine less on the way ------------------------
 
+    def preadv_now(self, offset: int, buffer: memoryview) -> bool:
+        """Read from the file, if that can do it now."""
+        return self.file.readinto_now(offset + self._offset, buffer)
+
     def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
         """Read from the file."""
         return self.file.readinto(offset + self._offset, buffer, flags)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..program import ProgramError, error_text, fail, open_image, refuse_object, run
 from .command import SECTOR, Options, parse_size_argument, usage_error
+from .paths import actual_path
 
 if TYPE_CHECKING:
     from aioblock import CreateOption
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = [
     "USAGE",
     "OptionList",
-    "actual_path",
     "creation_error",
     "format_options",
     "main",
@@ -161,21 +161,6 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
     if "backing_fmt" not in values:
         hint = f"\nDetected format of {detected}." if detected is not None else ""
         raise aioblock.OptionError(f"Backing file specified without backing format{hint}")
-
-
-def actual_path(image: str, name: str) -> str | None:
-    """A backing file's name as it stands in an image, taken from the directory of the file `image` if it is relative.
-
-    None: it is relative, and the image has no file name.
-    """
-    import os.path
-
-    head, colon, _ = name.partition(":")
-    if (colon and "/" not in head) or os.path.isabs(name):
-        return name
-    if not image:
-        return None
-    return os.path.join(os.path.dirname(image.removeprefix("file:")), name)
 
 
 def typed(known: "Sequence[CreateOption]", strings: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..program import ProgramError, error_text, open_image, print_error, refuse_object, run
 from .command import SECTOR, Options, check_image_opts, parse_output
-from .create import actual_path
+from .paths import actual_path
 from .qjson import to_json
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from aioblock.base.flags import REQ_MAY_UNMAP
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import CheckResult, CreateOption, DriverInfo, InnerName, Prealloc, Role
 from aioblock.core.limits import BlockLimits
-from aioblock.drivers.formats.qcow2 import create as creation
 from aioblock.drivers.formats.qcow2 import resize, status, zeroes
 from aioblock.drivers.formats.qcow2.commit import commit
 from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer, finish_compressed, write_compressed
+from aioblock.drivers.formats.qcow2.create_options import CREATE_OPTIONS
 from aioblock.drivers.formats.qcow2.entries import (
     L2_RESERVED_MASK,
     OFFSET_MASK,
@@ -50,7 +50,7 @@ class Qcow2Driver(BlockDriver):
     kind: ClassVar[str] = "format"
     supports_backing: ClassVar[bool] = True
     supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP
-    create_options: ClassVar[tuple[CreateOption, ...]] = creation.CREATE_OPTIONS
+    create_options: ClassVar[tuple[CreateOption, ...]] = CREATE_OPTIONS
 
     def __init__(self, image: Image) -> None:
         self.image = image
@@ -162,17 +162,29 @@ class Qcow2Driver(BlockDriver):
 
     # -- data --------------------------------------------------------------------------------------------------------
 
+    def preadv_now(self, offset: int, buffer: memoryview) -> bool:
+        """Read plain data whose table is in memory, if the file can do it now."""
+        host = self._plain_data(offset, len(buffer))
+        return host != 0 and self.file.readinto_now(host, buffer)
+
     def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
         """Read."""
-        table = self._tables.get(offset >> self._table_shift)
-        if table is not None:
-            inside = offset & self._cluster_mask
-            entry = table.entries[offset >> self._cluster_bits & self._l2_mask]
-            host = entry & OFFSET_MASK
-            if entry & self._mask == self._plain and host and inside + len(buffer) <= self._cluster_mask + 1:
-                table.used = True
-                return self.file.readinto(host + inside, buffer)
+        if host := self._plain_data(offset, len(buffer)):
+            return self.file.readinto(host, buffer)
         return read(self.image, offset, buffer)
+
+    def _plain_data(self, offset: int, nbytes: int) -> int:
+        """Where in the file the range lies, if its table is in memory and it is plain data of one cluster; else 0."""
+        table = self._tables.get(offset >> self._table_shift)
+        if table is None:
+            return 0
+        inside = offset & self._cluster_mask
+        entry = table.entries[offset >> self._cluster_bits & self._l2_mask]
+        host = entry & OFFSET_MASK
+        if entry & self._mask != self._plain or not host or inside + nbytes > self._cluster_mask + 1:
+            return 0
+        table.used = True
+        return host + inside
 
     def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
         """Write."""
@@ -293,7 +305,9 @@ class Qcow2Driver(BlockDriver):
     @classmethod
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:
         """Write an empty image."""
-        await creation.create(file, options)
+        from aioblock.drivers.formats.qcow2.create import create
+
+        await create(file, options)
 
 
 def _check_supported(header: Header) -> None:

@@ -27,7 +27,7 @@ _fdatasync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync
 class Descriptor:
     """An open file descriptor, and the jobs in threads that use it."""
 
-    __slots__ = ("_gone", "_io", "_jobs", "_lock", "_pools", "_sync", "fd", "sync_error")
+    __slots__ = ("_gone", "_io", "_jobs", "_lock", "_pools", "fd", "sync_error")
 
     def __init__(self, fd: int, device: int) -> None:
         """Takes over `fd`. `device` says whose threads work on it (`st_dev`)."""
@@ -37,7 +37,6 @@ class Descriptor:
         self._lock = threading.Lock()  # guards `_jobs` and `_gone`; nothing else is locked inside
         self._gone: Future[None] | None = None
         self._io = _Tracked(self, self._pools.io)
-        self._sync = _Tracked(self, self._pools.sync)
         self.sync_error: OSError | None = None
         """The first failure of `sync`."""
 
@@ -54,8 +53,7 @@ class Descriptor:
 
     async def run_sync(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """As `run`, in a thread that reads and writes never take."""
-        result: _T = await in_thread(function)(*args, executor=self._sync, **kwargs)
-        return result
+        return await asyncio.wrap_future(self.submit(partial(function, *args, **kwargs), self._pools.sync))
 
     async def idle(self) -> None:
         """Wait until no thread uses the descriptor, also for jobs whose awaiter is gone."""

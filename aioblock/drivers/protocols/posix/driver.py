@@ -148,15 +148,19 @@ class PosixDriver(BlockDriver):
 
     # -- data --------------------------------------------------------------------------------------------------------
 
-    async def preadv(self, offset: int, buffer: memoryview, flags: int) -> None:
-        """Fill `buffer`: on the spot where the page cache has it, else by a thread."""
+    def preadv_now(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` on the spot, if the page cache has it."""
         if self._read_inline and len(buffer) <= SLICE:
             try:
-                if _preadv(self._fd, (buffer,), offset, _NOWAIT) == len(buffer):
-                    return
+                return _preadv(self._fd, (buffer,), offset, _NOWAIT) == len(buffer)
             except OSError as error:
                 self._read_inline = _goes_on(error)
-        await self._read_in_threads(offset, buffer)
+        return False
+
+    async def preadv(self, offset: int, buffer: memoryview, flags: int) -> None:
+        """Fill `buffer`: on the spot where the page cache has it, else by a thread."""
+        if not self.preadv_now(offset, buffer):
+            await self._read_in_threads(offset, buffer)
 
     async def _read_in_threads(self, offset: int, buffer: memoryview) -> None:
         if len(buffer) > SLICE:

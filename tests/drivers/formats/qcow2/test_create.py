@@ -6,7 +6,8 @@ import pytest
 
 from aioblock.base.errors import NotSupported, OptionError
 from aioblock.base.units import parse_size
-from aioblock.drivers.formats.qcow2.create import CREATE_OPTIONS, create
+from aioblock.drivers.formats.qcow2.create import create
+from aioblock.drivers.formats.qcow2.create_options import CREATE_OPTIONS
 from aioblock.drivers.formats.qcow2.header import MAGIC, parse_header
 from tests.kit.memory_io import MemoryIO, fail_nth
 from tests.kit.oracle import assert_clean, qemu_img, qemu_map, require

@@ -150,7 +150,7 @@ async def test_random_operations(shape: Shape, data: st.DataObject) -> None:
         disk = RecordedDisk(await new_image(shape.size, **options))
         disk.before = jitter(data.draw(st.integers(0, 99), label="seed"))
         for _ in range(data.draw(st.integers(1, 3), label="sessions")):
-            image = await open_disk(disk, backing=below, **{"l2-cache-size": shape.cluster * 2})
+            image = await open_disk(disk, {"l2-cache-size": shape.cluster * 2}, backing=below)
             runner = Runner(shape, image, model)
             for _ in range(data.draw(st.integers(1, 5), label="batches")):
                 await runner.batch(data)

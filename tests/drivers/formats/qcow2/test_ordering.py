@@ -118,7 +118,7 @@ async def test_power_cut(shape: str, seed: int) -> None:
             await asyncio.sleep(0)
 
     disk.before = jitter
-    image = await open_disk(disk, **{"l2-cache-size": 512})
+    image = await open_disk(disk, {"l2-cache-size": 512})
     guest = Guest(disk, image, size, cluster, seed)
     for _ in range(12):
         await guest.some(6, kinds)
@@ -212,7 +212,7 @@ async def test_a_freed_cluster_is_not_used_before_the_change_is_stable() -> None
 
 async def test_a_freed_cluster_is_discarded_in_the_file_when_the_change_is_stable() -> None:
     disk = RecordedDisk(await new_image(1 << 20))
-    image = await open_disk(disk, **{"pass-discard-request": True})
+    image = await open_disk(disk, {"pass-discard-request": True})
     await image.pwrite(0, b"x" * 65536)
     await image.flush()
     disk.records.clear()

@@ -34,10 +34,10 @@ async def test_entries_are_those_that_qemu_makes(tmp_path: Path, options: str, v
     ranges += [(458_752, 65536), (540_000, 100), (600_000, 30_000), (786_432, 65536), ((1 << 20) - 2048, 1000)]
     theirs = qemu_image(tmp_path / "theirs", (1 << 20) - 1024, *args)
     ours = qemu_image(tmp_path / "ours", (1 << 20) - 1024, *args)
-    for image in (theirs, ours):
-        qemu_io(image, *SETUP, fmt="qcow2")
-        qemu_img("snapshot", "-c", "one", image)
-        qemu_io(image, "write -P 3 64k 64k", fmt="qcow2")
+    for path in (theirs, ours):
+        qemu_io(path, *SETUP, fmt="qcow2")
+        qemu_img("snapshot", "-c", "one", path)
+        qemu_io(path, "write -P 3 64k 64k", fmt="qcow2")
     qemu_io(theirs, *(f"{verb} {offset} {nbytes}" for offset, nbytes in ranges), fmt="qcow2")
     async with await aioblock.open(ours, format="qcow2", writable=True, discard="unmap") as image:
         for offset, nbytes in ranges:
