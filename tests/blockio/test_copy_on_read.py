@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from aioblock.base.flags import DATA, REQ_COPY_ON_READ, ZERO
 from tests.kit.model import ModelDisk, pattern
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 CLUSTER = 1024
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from aioblock.base.errors import NotSupported
 from tests.kit.model import pattern
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 K = 1024
 

@@ -17,7 +17,8 @@ from aioblock.core.extents import ExtentBatch
 from aioblock.core.node import BlockNode
 from aioblock.graph.backend import BlockBackend
 from tests.kit.chains import Fact, chains, fact_of, facts
-from tests.kit.scripted import Answer, Call, Script, assert_idle, counted_tasks, layers_of, opened, until
+from tests.kit.scripted import Answer, Call, Script, layers_of, opened
+from tests.kit.watching import assert_idle, counted_tasks, until
 
 K = 1024
 
@@ -298,6 +299,29 @@ async def test_an_error_of_a_layer_asked_ahead_that_turned_out_not_to_matter_is_
         assert await task == [(32 * K, DATA | ALLOCATED, 1), (32 * K, DATA | ALLOCATED, 2)]
         assert [call.where for call in scripts[1].calls("extents")] == [(0, 64 * K), (32 * K, 32 * K)]
         assert counters(disk)[2:] == (0, 0)
+
+
+async def test_what_was_answered_before_is_no_question_and_cannot_be_cancelled() -> None:
+    scripts = [slow([(0, 16 * K), (DATA, 48 * K)]), striped(1, 64 * K, (ZERO,), ())]
+    scripts[0].batch = 1
+    async with opened(*scripts) as disk:
+        task = asyncio.create_task(_all(disk))
+        for _ in range(2):
+            await until(lambda: scripts[0].held)
+            scripts[0].release(scripts[0].held[0])
+        assert await task == [(16 * K, ZERO | ALLOCATED, 2), (48 * K, DATA | ALLOCATED, 1)]
+        assert len(scripts[1].calls("extents")) == 1
+        assert counters(disk) == (3, 1, 0, 0)
+
+
+async def test_what_lies_before_an_error_that_matters_is_answered_still() -> None:
+    scripts = [striped(4, 16 * K, (DATA, 0), ()), Script(64 * K, [(ZERO, 64 * K)], lacks=())]
+    async with opened(*scripts) as disk:
+        for number in (1, 2, 3, 4):
+            scripts[1].fail("extents", OSError(errno.EIO, "broken"), number)
+        found, broken = await batches(disk, 0, 64 * K)
+        assert [run[:2] for run in found] == [(0, 16 * K)] and broken == 16 * K
+        assert_idle(disk)
 
 
 async def test_a_layer_known_to_end_before_is_not_asked_nor_are_those_below_it() -> None:

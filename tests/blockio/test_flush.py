@@ -5,7 +5,8 @@ import errno
 
 import pytest
 
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 
 def flushes(script: Script) -> int:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from aioblock.blockio.read import read
 from aioblock.core.node import BlockNode
 from tests.kit.model import ModelDisk, pattern
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 
 async def fetch(node: BlockNode, offset: int, nbytes: int) -> bytes:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from aioblock.base.flags import ALLOCATED, DATA, EOF, OFFSET_VALID, ZERO
 from aioblock.graph.backend import BlockBackend
 from tests.kit.chains import Fact, chains, fact_of, facts
-from tests.kit.scripted import Script, assert_idle, layers_of, opened
+from tests.kit.scripted import Script, layers_of, opened
+from tests.kit.watching import assert_idle
 
 K = 1024
 

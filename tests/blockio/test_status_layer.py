@@ -8,7 +8,8 @@ import pytest
 from aioblock.base.errors import NotSupported
 from aioblock.base.flags import ALLOCATED, COMPRESSED, DATA, EOF, OFFSET_VALID, RAW, RECURSE, ZERO
 from aioblock.core.io import Status
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 K = 1024
 

@@ -6,7 +6,8 @@ import errno
 import pytest
 
 from tests.kit.model import pattern
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 
 @pytest.mark.parametrize("length", [0, 1000, 8192, 10_000])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from aioblock.base.flags import REQ_COMPRESSED, REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK, REQ_SERIALISING
 from aioblock.blockio.write import write
 from tests.kit.model import ModelDisk, pattern
-from tests.kit.scripted import Script, assert_idle, layers_of, opened, until
+from tests.kit.scripted import Script, layers_of, opened
+from tests.kit.watching import assert_idle, until
 
 
 def verbs(script: Script) -> list[str]:
@@ -133,6 +134,15 @@ async def test_an_empty_write_does_not_reach_the_driver(offset: int) -> None:
     async with opened(script, writable=True) as disk:
         await disk.pwrite(offset, b"")
     assert not script.calls("pwritev")
+
+
+async def test_the_padding_behind_an_unaligned_end_makes_the_node_no_longer() -> None:
+    script = Script(1000, content=pattern(1000, 1), limits={"request_alignment": 512})
+    async with opened(script, writable=True) as disk:
+        await disk.pwrite(990, pattern(10, 2))
+        assert [call.where for call in script.calls("pwritev")] == [(512, 512)]
+        assert disk.length == disk.node.length == 1000
+        assert script.content == pattern(1000, 1)[:990] + pattern(10, 2)
 
 
 async def test_a_read_only_node_and_a_range_outside_are_refused() -> None:

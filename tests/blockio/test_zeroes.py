@@ -12,7 +12,8 @@ from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.blockio.write import write
 from aioblock.blockio.zeroes import BOUNCE_BYTES, write_zeroes
 from tests.kit.model import ModelDisk, pattern
-from tests.kit.scripted import Call, Script, assert_idle, opened, until
+from tests.kit.scripted import Call, Script, opened
+from tests.kit.watching import assert_idle, until
 
 K = 1024
 

@@ -10,11 +10,15 @@ from typing import Any
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import Role
 from aioblock.drivers.filters.copy_on_read import CopyOnReadDriver
+from aioblock.drivers.formats.qcow2 import Qcow2Driver
 from aioblock.drivers.formats.raw import RawDriver
 from aioblock.drivers.protocols.memory import MemoryDisk, MemoryDriver
 from aioblock.drivers.protocols.null import NullDriver
 from aioblock.drivers.protocols.posix.file import FileDriver
 from aioblock.drivers.protocols.posix.host_device import HostDeviceDriver
+from aioblock.graph.opening import open_root
+from aioblock.graph.permissions import root_permissions
+from aioblock.graph.settings import OpenSettings
 from tests.kit.fake_context import open_driver
 from tests.kit.loop_device import loop_device
 from tests.kit.memory_io import MemoryIO
@@ -134,6 +138,37 @@ class CopyOnRead(OverMemory):
     driver = CopyOnReadDriver
 
 
+class Qcow2(Subject):
+    driver = Qcow2Driver
+    options: dict[str, Any] = {}
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.disk = MemoryDisk()
+
+    async def open(self, *, read_only: bool = False) -> BlockDriver:
+        file = await open_root(
+            {"driver": "memory", "disk": self.disk}, OpenSettings(writable=True), *root_permissions(writable=True)
+        )
+        if not file.length:
+            await Qcow2Driver.create(file, {"size": SIZE} | self.options)
+        return await open_driver(self.driver, {}, children={Role.FILE: file}, read_only=read_only)
+
+    def storage(self) -> bytes | None:
+        return self.disk.content()
+
+
+class Qcow2Small(Qcow2):
+    options = {"cluster_size": 512, "refcount_bits": 1}
+
+
+class Qcow2Old(Qcow2):
+    options = {"compat": "0.10"}
+
+
+class Qcow2Extended(Qcow2):
+    options = {"cluster_size": 16384, "extended_l2": True}
+
+
 SUBJECTS: dict[str, type[Subject]] = {
     "file": File,
     "file-direct": FileDirect,
@@ -145,4 +180,8 @@ SUBJECTS: dict[str, type[Subject]] = {
     "raw-range": RawRange,
     "raw-tail": RawTail,
     "copy-on-read": CopyOnRead,
+    "qcow2": Qcow2,
+    "qcow2-512": Qcow2Small,
+    "qcow2-v2": Qcow2Old,
+    "qcow2-extended-l2": Qcow2Extended,
 }

@@ -169,6 +169,7 @@ async def test_what_was_written_is_there_after_reopening(subject: Subject) -> No
 
 
 async def test_a_read_only_node_writes_nothing(subject: Subject) -> None:
+    await (await subject.open()).close()
     before = subject.storage()
     if before is None:
         pytest.skip("nobody can tell")
@@ -241,7 +242,11 @@ async def test_truncate(subject: Subject, driver: BlockDriver) -> None:
         return
     assert await driver.getlength() == SIZE + (64 << 10)
     assert await read_from(driver, 0, SIZE + (64 << 10)) == data + bytes(64 << 10)
-    await driver.truncate(64 << 10, exact=True, prealloc=Prealloc.OFF, flags=0)
+    try:
+        await driver.truncate(64 << 10, exact=True, prealloc=Prealloc.OFF, flags=0)
+    except NotSupported:
+        assert await read_from(driver, 0, SIZE) == data
+        return
     assert await driver.getlength() == 64 << 10
     await driver.truncate(SIZE, exact=True, prealloc=Prealloc.OFF, flags=0)
     assert await read_from(driver, 0, SIZE) == data[: 64 << 10] + bytes(SIZE - (64 << 10))
@@ -286,7 +291,7 @@ async def test_status(subject: Subject, driver: BlockDriver, want_zero: bool) ->
             assert file is not None
         if flags & OFFSET_VALID and driver.kind == "protocol":
             assert where == offset
-        if flags & OFFSET_VALID and file is not None:
+        if flags & OFFSET_VALID and flags & (DATA | RAW) and file is not None:
             assert await file.pread(where, pnum) == content[offset : offset + pnum]
         offset += pnum
 

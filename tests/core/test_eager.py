@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aioblock.core.eager import Finished, run_to_end, settle, start
-from tests.kit.scripted import counted_tasks, until
+from tests.kit.watching import counted_tasks, until
 
 
 class Steps:

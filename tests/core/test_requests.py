@@ -6,7 +6,7 @@ import random
 import pytest
 
 from aioblock.core.requests import RequestQueue
-from tests.kit.scripted import until
+from tests.kit.watching import until
 
 
 class Client:

@@ -22,7 +22,8 @@ from tests.kit.operations import (
     works,
 )
 from tests.kit.points import CancelPoint, every_await
-from tests.kit.scripted import Script, assert_idle, chain_options, opened, registered, until
+from tests.kit.scripted import Script, chain_options, opened, registered
+from tests.kit.watching import assert_idle, until
 
 HOW = pytest.mark.parametrize("how", ["driver", "insistent", "caller"])
 

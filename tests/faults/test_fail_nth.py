@@ -23,7 +23,8 @@ from tests.kit.operations import (
     works,
 )
 from tests.kit.points import FailPoint, every_failure
-from tests.kit.scripted import Script, assert_idle, chain_options, opened, registered, until
+from tests.kit.scripted import Script, chain_options, opened, registered
+from tests.kit.watching import assert_idle, until
 
 DATA_VERBS = ("preadv", "pwritev", "pwrite_zeroes", "pdiscard", "truncate", "block_status", "getlength")
 """All but flush: that failure stays, see below."""

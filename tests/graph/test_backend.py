@@ -8,7 +8,8 @@ import pytest
 
 from aioblock.base.errors import NotSupported
 from aioblock.base.flags import ALLOCATED, DATA, EOF, REQ_COMPRESSED, REQ_FUA, REQ_NO_FALLBACK, ZERO
-from tests.kit.scripted import Script, assert_idle, opened
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle
 
 SIZE = 65536
 BLOCK = 4096

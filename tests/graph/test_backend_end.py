@@ -8,7 +8,8 @@ import pytest
 import aioblock
 from aioblock.drivers.protocols.memory import MemoryDisk
 from tests.kit.cancel_points import cancelled_at
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 SIZE = 65536
 BLOCK = 4096

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 import aioblock
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 SIZE = 65536
 BLOCK = 4096

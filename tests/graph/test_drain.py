@@ -9,7 +9,8 @@ from aioblock.core.images import Role
 from aioblock.graph.backend import BlockBackend
 from aioblock.graph.drain import drained, subtree
 from aioblock.graph.permissions import attach
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 SIZE = 65536
 

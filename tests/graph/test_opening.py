@@ -14,7 +14,8 @@ from aioblock.core.driver import BlockDriver
 from aioblock.graph.drain import subtree
 from tests.kit.cancel_points import cancelled_at, open_files, settled
 from tests.kit.oracle import qemu_img, qemu_io, require
-from tests.kit.scripted import Script, ScriptedProtocol, chain_options, opened, registered, until
+from tests.kit.scripted import Script, ScriptedProtocol, chain_options, opened, registered
+from tests.kit.watching import until
 
 MIB = 1 << 20
 

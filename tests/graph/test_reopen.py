@@ -13,7 +13,8 @@ from aioblock.drivers.formats.qcow2 import Qcow2Driver
 from aioblock.graph.reopen import cache_mode
 from tests.kit.cancel_points import cancelled_at, open_files
 from tests.kit.oracle import assert_clean, qemu_io, require
-from tests.kit.scripted import Script, assert_idle, layers_of, opened, until
+from tests.kit.scripted import Script, layers_of, opened
+from tests.kit.watching import assert_idle, until
 
 MIB = 1 << 20
 FORMATS = pytest.mark.parametrize("fmt", ["raw", "qcow2"])

@@ -9,7 +9,8 @@ from aioblock.base.flags import DATA, OFFSET_VALID, ZERO
 from aioblock.jobs.compare import AHEAD, BUFFER, Difference, compare
 from aioblock.jobs.errors import PositionedError
 from tests.kit.cancel_points import cancelled_at
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 SIZE = 64 * 1024
 

@@ -11,7 +11,8 @@ from aioblock.jobs.convert import BUFFER, convert
 from aioblock.jobs.errors import PositionedError
 from tests.kit.cancel_points import cancelled_at
 from tests.kit.model import pattern
-from tests.kit.scripted import Script, assert_idle, opened, until
+from tests.kit.scripted import Script, opened
+from tests.kit.watching import assert_idle, until
 
 PIECES = 6
 

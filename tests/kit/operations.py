@@ -9,7 +9,8 @@ import aioblock
 from aioblock.base.flags import DATA, REQ_COPY_ON_READ, REQ_FUA
 from aioblock.graph.backend import BlockBackend
 from tests.kit.model import ModelDisk, pattern
-from tests.kit.scripted import Script, assert_idle, until
+from tests.kit.scripted import Script
+from tests.kit.watching import assert_idle, until
 
 __all__ = ["ASKS", "CHANGES", "CLUSTER", "LENGTH", "QCOW2_CHANGES", "chain", "over", "qcow2_image", "quiet", "works"]
 

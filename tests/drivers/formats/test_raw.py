@@ -112,11 +112,10 @@ async def test_a_length_beyond_all_files() -> None:
 
 async def test_create() -> None:
     file = MemoryIO()
-    await RawDriver.create(file, {"size": 4096, "preallocation": "full"})
+    await RawDriver.create(file, {"size": 4096})
     assert file.data == bytes(4096)
-    assert [call.verb for call in file.log] == ["truncate full"]
-    with pytest.raises(OptionError, match="invalid parameter value: all"):
-        await RawDriver.create(file, {"size": 4096, "preallocation": "all"})
+    assert [call.verb for call in file.log] == ["truncate off"]
+    assert [option.name for option in RawDriver.create_options] == ["size"]  # how it is allocated, the protocol says
 
 
 # -- the guard
