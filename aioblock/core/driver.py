@@ -5,6 +5,12 @@
 counting and tracking exist once, in `aioblock.blockio`; a driver may assert them and never repeats them. Exceptions:
 a write or write-zeroes may reach past the end of a protocol that sets `can_grow`.
 
+A length need not be a multiple of the alignment: then reads, writes and status reach up to the next multiple, where a
+read gives zeroes; a discard ends at the length.
+
+Data verbs are coroutine functions, or plain functions that return an awaitable: one that only passes on to a child
+returns the child's, and saves a coroutine.
+
 Requests of one node run concurrently and in any order, also overlapping ones: a driver protects its own metadata.
 Nobody cancels a *changing* verb of a driver half way (`pwritev`, `pwrite_zeroes`, `pdiscard`, `truncate`, `flush`):
 the backend shields it. Reads and status may be cancelled at every await.
@@ -19,7 +25,7 @@ Required: `open`, `close`, `getlength`, `preadv`. The rest is optional.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aioblock.base.errors import NotSupported
@@ -86,7 +92,7 @@ class BlockDriver(ABC):
         """The length of the node in bytes."""
 
     @abstractmethod
-    async def preadv(self, offset: int, buffer: memoryview, flags: int) -> None:
+    def preadv(self, offset: int, buffer: memoryview, flags: int) -> "Awaitable[None]":
         """Fill `buffer` from `offset`: all of it, or raise. `flags` is 0."""
 
     def preadv_now(self, offset: int, buffer: memoryview) -> bool:
@@ -99,22 +105,22 @@ class BlockDriver(ABC):
 
     # -- data; each with its fall-back -------------------------------------------------------------------------------
 
-    async def pwritev(self, offset: int, data: memoryview, flags: int) -> None:
+    def pwritev(self, offset: int, data: memoryview, flags: int) -> "Awaitable[None]":
         """Write all of `data` at `offset`. Only `supported_write_flags` come through. Without it: read-only."""
         raise NotSupported(f"Driver '{self.name}' cannot write")
 
-    async def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> None:
+    def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> "Awaitable[None]":
         """Make the range read as zeroes the short way. Without it, or NotSupported: a buffer of zeroes is written.
 
         Head and tail that are not aligned to `limits.pwrite_zeroes_alignment` come in requests of their own.
         """
         raise NotSupported
 
-    async def pdiscard(self, offset: int, nbytes: int) -> None:
+    def pdiscard(self, offset: int, nbytes: int) -> "Awaitable[None]":
         """The range is not needed any more. Without it, or NotSupported: nothing happens."""
         raise NotSupported
 
-    async def pwritev_compressed(self, offset: int, data: memoryview) -> None:
+    def pwritev_compressed(self, offset: int, data: memoryview) -> "Awaitable[None]":
         """Store one cluster compressed (the last one may be short). Without it: NotSupported to the caller.
 
         An empty `data` says that this was the last one.
@@ -128,7 +134,7 @@ class BlockDriver(ABC):
         A driver whose order of writes needs it flushes a child itself, in between.
         """
 
-    async def truncate(self, length: int, *, exact: bool, prealloc: Prealloc, flags: int) -> None:
+    def truncate(self, length: int, *, exact: bool, prealloc: Prealloc, flags: int) -> "Awaitable[None]":
         """Set the length in bytes; what is grown reads as zeroes. Without it: NotSupported."""
         raise NotSupported("Image format driver does not support resize")
 

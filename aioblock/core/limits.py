@@ -28,10 +28,10 @@ class BlockLimits:
     """Write-zeroes requests are split so that a partial head and tail come alone. 0: as `request_alignment`."""
 
     max_pwrite_zeroes: int = 0
-    """The longest write-zeroes request."""
+    """The longest write-zeroes request; no less than the alignment for them."""
 
     pdiscard_alignment: int = 0
     """A discard that does not cover a whole such unit is dropped by the generic code. 0: as `request_alignment`."""
 
     max_pdiscard: int = 0
-    """The longest discard request."""
+    """The longest discard request; no less than the alignment for them."""

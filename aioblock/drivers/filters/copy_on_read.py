@@ -59,29 +59,27 @@ class CopyOnReadDriver(BlockDriver):
         """As the child."""
         return self.file.node.driver.has_zero_init()
 
-    def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:
         """Read, and let the child keep what came from below it."""
         return self.file.readinto(offset, buffer, flags | REQ_COPY_ON_READ)
 
-    def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:
         """Pass through."""
         return self.file.pwrite(offset, data, flags)
 
-    def pwritev_compressed(self, offset: int, data: memoryview) -> Awaitable[None]:  # type: ignore[override]
+    def pwritev_compressed(self, offset: int, data: memoryview) -> Awaitable[None]:
         """Pass through."""
         return self.file.pwrite(offset, data, REQ_COMPRESSED)
 
-    def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> Awaitable[None]:
         """Pass through."""
         return self.file.pwrite_zeroes(offset, nbytes, flags)
 
-    def pdiscard(self, offset: int, nbytes: int) -> Awaitable[None]:  # type: ignore[override]
+    def pdiscard(self, offset: int, nbytes: int) -> Awaitable[None]:
         """Pass through."""
         return self.file.pdiscard(offset, nbytes)
 
-    def truncate(  # type: ignore[override]
-        self, length: int, *, exact: bool, prealloc: Prealloc, flags: int
-    ) -> Awaitable[None]:
+    def truncate(self, length: int, *, exact: bool, prealloc: Prealloc, flags: int) -> Awaitable[None]:
         """Pass through."""
         return self.file.truncate(length, exact=exact, prealloc=prealloc, flags=flags)
 

@@ -102,17 +102,17 @@ class RawDriver(BlockDriver):
         """Read from the file, if that can do it now."""
         return self.file.readinto_now(offset + self._offset, buffer)
 
-    def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:
         """Read from the file."""
         return self.file.readinto(offset + self._offset, buffer, flags)
 
-    def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:
         """Write to the file."""
         if self._probed and offset < PROBE_BYTES:
             return self._write_head(offset, data, flags)
         return self.file.pwrite(offset + self._offset, data, flags)
 
-    def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> Awaitable[None]:
         """Zero in the file."""
         if self._probed and offset < PROBE_BYTES:
             return self._zero_head(offset, nbytes, flags)

@@ -167,7 +167,7 @@ class Qcow2Driver(BlockDriver):
         host = self._plain_data(offset, len(buffer))
         return host != 0 and self.file.readinto_now(host, buffer)
 
-    def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:
         """Read."""
         if host := self._plain_data(offset, len(buffer)):
             return self.file.readinto(host, buffer)
@@ -186,7 +186,7 @@ class Qcow2Driver(BlockDriver):
         table.used = True
         return host + inside
 
-    def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:  # type: ignore[override]
+    def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:
         """Write."""
         image = self.image
         index = offset >> self._table_shift
