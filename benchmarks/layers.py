@@ -6,7 +6,7 @@ from typing import Any, Self
 import aioblock
 from aioblock.core.context import OpenContext
 from aioblock.core.driver import BlockDriver
-from aioblock.core.images import InnerName, Role
+from aioblock.core.images import Role
 from aioblock.core.io import Status
 from aioblock.core.limits import BlockLimits
 from aioblock.core.registry import register
@@ -28,7 +28,7 @@ class SlowLayer(BlockDriver):
     @classmethod
     async def open(cls, context: OpenContext) -> Self:
         driver = cls(context.options.take("seconds"))
-        await context.open_inner(Role.BACKING, InnerName("", None) if context.options.peek("backing") else None)
+        await context.open_inner(Role.BACKING, None)
         return driver
 
     async def close(self) -> None:
