@@ -11,8 +11,6 @@ from aioblock.core.images import CreateOption
 from aioblock.core.registry import find_driver
 from aioblock.drivers import register_all
 from aioblock.graph.backend import BlockBackend
-from aioblock.graph.creating import create_image
-from aioblock.graph.creating import create_options as _create_options
 from aioblock.graph.names import beside, protocol_of, to_options
 from aioblock.graph.opening import close_edge, open_root
 from aioblock.graph.permissions import root_permissions
@@ -113,6 +111,8 @@ async def create(
             beside(os.fspath(name), backing), format=values.get("backing_fmt"), trust=trust, probe=True
         ) as disk:
             values["size"] = disk.length
+    from aioblock.graph.creating import create_image  # here, because most programs create nothing
+
     await create_image(os.fspath(name), format, values)
 
 
@@ -121,4 +121,6 @@ def create_options(format: str, name: str | None = None) -> tuple[CreateOption, 
 
     Raises: OptionError, NotSupported.
     """
-    return _create_options(format, protocol_of(name) if name is not None else find_driver("file"))
+    from aioblock.graph.creating import create_options as options_of
+
+    return options_of(format, protocol_of(name) if name is not None else find_driver("file"))

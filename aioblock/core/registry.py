@@ -1,14 +1,18 @@
 """The registry of drivers: by name, and by looking at the first bytes of a file."""
 
+from collections.abc import Callable
+
 from aioblock.base.errors import InvalidImage, OptionError
 from aioblock.core.driver import BlockDriver
 
-__all__ = ["PROBE_BYTES", "driver_names", "find_driver", "find_protocol", "probe_format", "register"]
+__all__ = ["PROBE_BYTES", "driver_names", "find_driver", "find_protocol", "probe_format", "register", "register_later"]
 
 PROBE_BYTES = 2048
 """How much of a file a probe sees. VMDK descriptors and VHD copies of the footer lie in the first sectors."""
 
 _drivers: dict[str, type[BlockDriver]] = {}
+_later: dict[str, tuple[str, Callable[[], type[BlockDriver]]]] = {}
+"""Drivers that nobody asked for yet: their kind, and what loads them. Most programs use two or three of all."""
 
 
 def register(*drivers: type[BlockDriver]) -> None:
@@ -17,13 +21,25 @@ def register(*drivers: type[BlockDriver]) -> None:
         _drivers[driver.name] = driver
 
 
+def register_later(name: str, kind: str, load: Callable[[], type[BlockDriver]]) -> None:
+    """Add a driver that is loaded when somebody asks for it, or for all of its kind."""
+    _later[name] = kind, load
+
+
+def _load(name: str) -> None:
+    if name in _later:
+        _, load = _later.pop(name)
+        _drivers.setdefault(name, load())
+
+
 def driver_names() -> list[str]:
     """The names of all drivers, sorted."""
-    return sorted(_drivers)
+    return sorted({*_drivers, *_later})
 
 
 def find_driver(name: str) -> type[BlockDriver]:
     """The driver of that name. Raises: OptionError."""
+    _load(name)
     try:
         return _drivers[name]
     except KeyError:
@@ -32,6 +48,7 @@ def find_driver(name: str) -> type[BlockDriver]:
 
 def find_protocol(prefix: str) -> type[BlockDriver] | None:
     """The protocol driver that a name like `prefix:...` means, or None."""
+    _load(prefix)
     driver = _drivers.get(prefix)
     return driver if driver is not None and driver.kind == "protocol" else None
 
@@ -41,6 +58,8 @@ def probe_format(head: bytes, filename: str) -> type[BlockDriver]:
 
     Raises: InvalidImage where two formats are equally sure: a file made to be taken for one and then for the other.
     """
+    for name in [name for name, (kind, _) in _later.items() if kind == "format"]:
+        _load(name)
     scores = sorted(
         ((driver.probe(head, filename), driver.name) for driver in _drivers.values() if driver.kind == "format"),
         reverse=True,

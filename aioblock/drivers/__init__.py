@@ -1,23 +1,33 @@
-"""Layer 4: the drivers. This is the table of all of them; `raw` comes last, because it takes everything."""
+"""Layer 4: the drivers. This is the table of all of them; `raw` comes last, because it takes everything.
 
-import importlib
+A driver is loaded when it is asked for: start-up time is what a program like `info` mostly takes.
+"""
 
-from aioblock.core.registry import register
+from functools import partial
+from importlib import import_module
+
+from aioblock.core.driver import BlockDriver
+from aioblock.core.registry import register_later
 
 __all__ = ["register_all"]
 
 _TABLE = (
-    ("aioblock.drivers.protocols.posix.file", "FileDriver"),
-    ("aioblock.drivers.protocols.posix.host_device", "HostDeviceDriver"),
-    ("aioblock.drivers.protocols.memory", "MemoryDriver"),
-    ("aioblock.drivers.protocols.null", "NullDriver"),
-    ("aioblock.drivers.filters.copy_on_read", "CopyOnReadDriver"),
-    ("aioblock.drivers.formats.qcow2", "Qcow2Driver"),
-    ("aioblock.drivers.formats.raw", "RawDriver"),
+    ("file", "protocol", "aioblock.drivers.protocols.posix.file", "FileDriver"),
+    ("host_device", "protocol", "aioblock.drivers.protocols.posix.host_device", "HostDeviceDriver"),
+    ("memory", "protocol", "aioblock.drivers.protocols.memory", "MemoryDriver"),
+    ("null-co", "protocol", "aioblock.drivers.protocols.null", "NullDriver"),
+    ("copy-on-read", "filter", "aioblock.drivers.filters.copy_on_read", "CopyOnReadDriver"),
+    ("qcow2", "format", "aioblock.drivers.formats.qcow2", "Qcow2Driver"),
+    ("raw", "format", "aioblock.drivers.formats.raw", "RawDriver"),
 )
 
 
 def register_all() -> None:
     """Put every driver into the registry."""
-    for module, name in _TABLE:
-        register(getattr(importlib.import_module(module), name))
+    for name, kind, module, driver in _TABLE:
+        register_later(name, kind, partial(_load, module, driver))
+
+
+def _load(module: str, driver: str) -> type[BlockDriver]:
+    found: type[BlockDriver] = getattr(import_module(module), driver)
+    return found

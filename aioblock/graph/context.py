@@ -152,7 +152,7 @@ class GraphContext(OpenContext):
             if described is None:
                 what = f'A block device must be specified for "{role}"'
             raise OptionError(what, option=str(role))
-        place = replace(self.place, perm=perm, shared=shared, protocol=True)
+        place = self.place._replace(perm=perm, shared=shared, protocol=True)
         # Zeroes are looked for once, at the top.
         opened = await self._open_node(dict(described), replace(self.settings, detect_zeroes="off"), place)
         identity = opened.driver.identity

@@ -7,7 +7,6 @@ an image only as far as the trust policy lets it. On any failure everything that
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from aioblock.base.errors import BlockError, OptionError
@@ -66,7 +65,7 @@ async def _open_node(
     node.options = options
     node.detect_zeroes = reader.take_choice("detect-zeroes", ("off", "on", "unmap"), settings.detect_zeroes)
     perm = place.perm if writable else place.perm & PERM_CONSISTENT_READ
-    place = replace(place, perm=perm, writable=writable)
+    place = place._replace(perm=perm, writable=writable)
     context = GraphContext(node, reader, settings, place, _open_node, close_node)
     node.unmap = context.unmap
     try:

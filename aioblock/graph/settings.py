@@ -1,6 +1,7 @@
 """What holds for a graph while it is opened, and for a place in it."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from aioblock.core.context import CacheMode
 from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
@@ -32,8 +33,7 @@ class OpenSettings:
     """The names that the caller gave to nodes of this graph."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where in the graph a node is opened, and what is asked of it there."""
 
     perm: int

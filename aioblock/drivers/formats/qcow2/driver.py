@@ -13,7 +13,7 @@ from aioblock.base.flags import REQ_MAY_UNMAP
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import CheckResult, CreateOption, DriverInfo, InnerName, Prealloc, Role
 from aioblock.core.limits import BlockLimits
-from aioblock.drivers.formats.qcow2 import resize, status, zeroes
+from aioblock.drivers.formats.qcow2 import status, zeroes
 from aioblock.drivers.formats.qcow2.commit import commit
 from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer, finish_compressed, write_compressed
 from aioblock.drivers.formats.qcow2.create_options import CREATE_OPTIONS
@@ -252,6 +252,8 @@ class Qcow2Driver(BlockDriver):
     async def truncate(self, length: int, *, exact: bool, prealloc: Prealloc, flags: int) -> None:
         """Make the disk larger. Smaller: NotSupported."""
         try:
+            from aioblock.drivers.formats.qcow2 import resize
+
             await resize.grow(self.image, length, prealloc)
         except OSError:
             await self.image.settle_marking()
