@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aioblock.api import create, create_options, open
+from aioblock.base.buffers import aligned_buffer
 from aioblock.base.errors import (
     BlockError,
     CorruptImage,
@@ -113,6 +114,7 @@ __all__ = [
     "TrustPolicy",
     "UnsupportedFeature",
     "UntrustedReference",
+    "aligned_buffer",
     "compare",
     "convert",
     "create",

@@ -3,7 +3,7 @@
 import mmap
 from typing import Final
 
-__all__ = ["ZEROES", "aligned", "as_view", "is_zero"]
+__all__ = ["ZEROES", "aligned_buffer", "as_view", "is_zero"]
 
 ZEROES: Final = bytes(1 << 16)
 """Compared with and written from: large enough that the loop over it does not count, small enough for a cache."""
@@ -25,7 +25,7 @@ def is_zero(view: memoryview) -> bool:
     return all(ZEROES.startswith(view[at : at + (1 << 16)]) for at in range(0, nbytes, 1 << 16))
 
 
-def aligned(nbytes: int) -> memoryview:
+def aligned_buffer(nbytes: int) -> memoryview:
     """New memory that begins at a page, zeroed. For long transfers: the kernel copies to it 4 times as fast.
 
     Measured: preadv of 1 MiB from the page cache takes 0.16 ms to a page, 0.66 ms to a bytearray, which begins 16 bytes

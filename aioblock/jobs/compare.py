@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import NamedTuple
 
-from aioblock.base.buffers import aligned, is_zero
+from aioblock.base.buffers import aligned_buffer, is_zero
 from aioblock.base.errors import BlockError
 from aioblock.base.flags import EOF, ZERO
 from aioblock.core.eager import Finished, settle, start
@@ -133,7 +133,7 @@ async def _differs(
     """The offset of the first block of a range that differs; None: none does. Buffers come from `free`."""
     if flags[0] & flags[1] & ZERO:
         return None
-    buffers = [free.pop() if free else aligned(BUFFER) for said in flags if not said & ZERO]
+    buffers = [free.pop() if free else aligned_buffer(BUFFER) for said in flags if not said & ZERO]
     views = [buffer[:nbytes] for buffer in buffers]
     unread = iter(views)
     reads = [

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from aioblock.base.buffers import aligned, is_zero
+from aioblock.base.buffers import aligned_buffer, is_zero
 from aioblock.base.errors import BlockError, NotSupported
 from aioblock.base.flags import REQ_COMPRESSED, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.eager import Finished, settle, start
@@ -144,7 +144,7 @@ class _Copying:
 
     async def _work(self, pieces: AsyncGenerator[Piece, None]) -> None:
         loop = asyncio.get_running_loop()
-        buffer = aligned(self.plan.longest)
+        buffer = aligned_buffer(self.plan.longest)
         while True:
             async with self.next_piece:
                 piece = await anext(pieces, None)

@@ -1,6 +1,5 @@
 """`bench`: many requests of the same kind, a fixed number at a time, and how long they took."""
 
-import mmap
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -136,17 +135,14 @@ async def _bench(disk: "BlockBackend", asked: _Run) -> None:
     print(f"Run completed in {time.perf_counter() - before:.3f} seconds.")
 
 
-def _page_aligned(nbytes: int) -> memoryview:
-    """Memory that begins at a page, as O_DIRECT wants it; the kernel also copies faster to it."""
-    return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
-
-
 async def _send(disk: "BlockBackend", asked: _Run, offsets: Iterator[int]) -> None:
     """Send all requests. Raises: OSError of the first that failed."""
     import asyncio
 
+    from aioblock import aligned_buffer
+
     async def reader() -> None:
-        buffer = _page_aligned(asked.size)
+        buffer = aligned_buffer(asked.size)
         readinto = disk.readinto
         for offset in offsets:
             await readinto(offset, buffer)
@@ -156,7 +152,7 @@ async def _send(disk: "BlockBackend", asked: _Run, offsets: Iterator[int]) -> No
         for offset in offsets:
             await pwrite(offset, data)
 
-    data = _page_aligned(asked.size)
+    data = aligned_buffer(asked.size)
     data[:] = bytes([asked.pattern]) * asked.size
     written = 0
 

@@ -26,7 +26,7 @@ from aioblock.drivers.formats.qcow2.tables import CachedTable
 if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.image import Image
 
-__all__ = ["commit"]
+__all__ = ["commit", "write_back"]
 
 PARALLEL: Final = 16
 """How many tables are written at a time."""
@@ -62,6 +62,17 @@ async def commit(image: "Image") -> None:
         except OSError as error:
             image.failure = error
             raise
+
+
+async def write_back(image: "Image") -> None:
+    """Leave nothing in memory that the file does not have, and flush the file. No request is in flight.
+
+    Must not be cancelled. Raises: as `commit`.
+    """
+    await commit(image)
+    if image.frees or image.refcounts.dirty:
+        await commit(image)  # the counts that the first one took down
+    await image.file.flush()
 
 
 class _Commit:

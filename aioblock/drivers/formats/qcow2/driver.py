@@ -14,7 +14,7 @@ from aioblock.core.driver import BlockDriver
 from aioblock.core.images import CheckResult, CreateOption, DriverInfo, InnerName, Prealloc, Role
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.formats.qcow2 import status, zeroes
-from aioblock.drivers.formats.qcow2.commit import commit
+from aioblock.drivers.formats.qcow2.commit import commit, write_back
 from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer, finish_compressed, write_compressed
 from aioblock.drivers.formats.qcow2.create_options import CREATE_OPTIONS
 from aioblock.drivers.formats.qcow2.entries import (
@@ -122,10 +122,7 @@ class Qcow2Driver(BlockDriver):
         try:
             await image.settle_marking()
             if not image.read_only and not image.corrupt:
-                await commit(image)
-                if image.frees or image.refcounts.dirty:
-                    await commit(image)  # the counts that the first one took down
-                await image.file.flush()
+                await write_back(image)
         finally:
             image.l2.tables.clear()
             image.refcounts.blocks.clear()
@@ -137,9 +134,7 @@ class Qcow2Driver(BlockDriver):
         if read_only == image.read_only:
             return
         if read_only:
-            await commit(image)
-            await commit(image)
-            await image.file.flush()
+            await write_back(image)
             image.read_only = True
             self._set_hot_path()
             return
@@ -286,13 +281,11 @@ class Qcow2Driver(BlockDriver):
 
     async def check(self, *, fix_leaks: bool = False, fix_errors: bool = False) -> CheckResult:
         """Check the metadata in the file, after writing back what is in memory."""
-        image = self.image
-        if not image.read_only and not image.corrupt:
-            await commit(image)
-            await commit(image)
-            await image.file.flush()
         if fix_leaks or fix_errors:
             raise NotSupported("Repairing qcow2 images is not built yet")
+        image = self.image
+        if not image.read_only and not image.corrupt:
+            await write_back(image)
         from aioblock.drivers.formats.qcow2.check import check_image
 
         return await check_image(image.file, image.header)

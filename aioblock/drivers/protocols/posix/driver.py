@@ -10,6 +10,7 @@ After `reopen` the driver has another Descriptor; a job keeps the one it began w
 import asyncio
 import errno
 import os
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
@@ -66,9 +67,9 @@ class PosixDriver(BlockDriver):
     # -- open, reopen, close -----------------------------------------------------------------------------------------
 
     @staticmethod
+    @abstractmethod
     def accepts(mode: int) -> bool:
         """Whether a file of such a `st_mode` is one for this driver."""
-        raise NotImplementedError
 
     @classmethod
     def _target_of(cls, filename: str, *, read_only: bool, direct: bool) -> Target:

@@ -22,7 +22,7 @@ _pwritev: Callable[..., int] = os.pwritev
 def read_fully(fd: int, offset: int, nbytes: int, memory: AlignedMemory, alignment: int = 1) -> memoryview:
     """The `nbytes` at `offset`, zeroes where the file ends before, in memory of `memory`, to be given back to it.
 
-    `alignment`: what O_DIRECT asks for. The kernel copies to pages four times as fast (see `base.buffers.aligned`).
+    `alignment`: what O_DIRECT asks for. The kernel copies faster to pages (see `base.buffers.aligned_buffer`).
     """
     view = memory.take(nbytes)
     done = _read_into(fd, offset, view, alignment)
