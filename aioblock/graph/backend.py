@@ -21,12 +21,13 @@ from aioblock.blockio.truncate import truncate
 from aioblock.blockio.write import require_compressed, write
 from aioblock.blockio.zeroes import write_zeroes
 from aioblock.core.eager import run_to_end, settled_or_cancelled
-from aioblock.core.images import CheckResult, DriverInfo, Prealloc
+from aioblock.core.images import DriverInfo, Prealloc
 from aioblock.core.io import Buffer, ChainStatus, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
 from aioblock.graph.drain import drained
 from aioblock.graph.extent import Extent, merged
+from aioblock.graph.image_verbs import ImageVerbs
 from aioblock.graph.opening import close_edge
 from aioblock.graph.reopen import reopen
 
@@ -39,7 +40,7 @@ YIELD_AFTER = 64
 """How many requests in a row may complete without suspending before the loop gets a turn: 0.3 ms of cached reads."""
 
 
-class BlockBackend:
+class BlockBackend(ImageVerbs):
     """An open image: every verb a coroutine, each may be cancelled, many at a time.
 
     A cancelled read or status leaves nothing behind. A cancelled write, zeroes, discard, truncate or flush is as if it
@@ -395,20 +396,6 @@ class BlockBackend:
                 yield extent
 
     # -- the image as a whole ----------------------------------------------------------------------------------------
-
-    async def check(self, *, fix_leaks: bool = False, fix_errors: bool = False) -> CheckResult:
-        """Check the metadata of the top layer against itself, drained meanwhile.
-
-        Cancelled: a repair that has begun goes on to its end. Raises: NotSupported, OSError.
-        """
-        self._check_open()
-        if fix_leaks or fix_errors:
-            return await run_to_end(self._check_now(fix_leaks, fix_errors), self._tasks)
-        return await self._check_now(False, False)
-
-    async def _check_now(self, fix_leaks: bool, fix_errors: bool) -> CheckResult:
-        async with self.drained():
-            return await self.node.driver.check(fix_leaks=fix_leaks, fix_errors=fix_errors)
 
     async def reopen(self, *, writable: bool | None = None, cache: str | None = None) -> None:
         """Change the mode of the open image; drained and flushed meanwhile. Failed: the old mode holds.

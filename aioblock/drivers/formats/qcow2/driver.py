@@ -5,17 +5,15 @@ returned as it is.
 """
 
 import errno
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from aioblock.base.errors import CorruptImage, ImageError, NotSupported, UnsupportedFeature
 from aioblock.base.flags import REQ_MAY_UNMAP
-from aioblock.core.driver import BlockDriver
-from aioblock.core.images import CheckResult, CreateOption, DriverInfo, InnerName, Prealloc, Role
+from aioblock.core.images import CreateOption, Prealloc
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.formats.qcow2 import status, zeroes
 from aioblock.drivers.formats.qcow2.commit import commit, write_back
-from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer, finish_compressed, write_compressed
+from aioblock.drivers.formats.qcow2.compressed import finish_compressed, write_compressed
 from aioblock.drivers.formats.qcow2.create_options import CREATE_OPTIONS
 from aioblock.drivers.formats.qcow2.entries import (
     L2_RESERVED_MASK,
@@ -23,27 +21,23 @@ from aioblock.drivers.formats.qcow2.entries import (
     OFLAG_COMPRESSED,
     OFLAG_COPIED,
     OFLAG_ZERO,
-    table_from_bytes,
 )
-from aioblock.drivers.formats.qcow2.features import AUTOCLEAR_BITMAPS, CRYPT_NONE
-from aioblock.drivers.formats.qcow2.header import MAGIC, Header, features_field, read_header
-from aioblock.drivers.formats.qcow2.image import Image, log
-from aioblock.drivers.formats.qcow2.options import take_options
+from aioblock.drivers.formats.qcow2.header import MAGIC
+from aioblock.drivers.formats.qcow2.image import Image
+from aioblock.drivers.formats.qcow2.opening import check_header_writable, open_image, prepare_writing
 from aioblock.drivers.formats.qcow2.read import read
-from aioblock.drivers.formats.qcow2.refcounts import Refcounts
-from aioblock.drivers.formats.qcow2.tables import L2Cache
+from aioblock.drivers.formats.qcow2.whole import WholeImage
 from aioblock.drivers.formats.qcow2.write import write
 
 if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
     from aioblock.core.extents import ExtentBatch
     from aioblock.core.io import BlockIO, Status
-    from aioblock.drivers.formats.qcow2.bitmap_directory import BitmapEntry
 
 __all__ = ["Qcow2Driver"]
 
 
-class Qcow2Driver(BlockDriver):
+class Qcow2Driver(WholeImage):
     """The qcow2 format."""
 
     name: ClassVar[str] = "qcow2"
@@ -55,6 +49,7 @@ class Qcow2Driver(BlockDriver):
     def __init__(self, image: Image) -> None:
         self.image = image
         self.file: BlockIO = image.file
+        self._data = image.data_file
         header = image.header
         self.cluster_size = header.cluster_size
         self.limits = BlockLimits(
@@ -74,12 +69,13 @@ class Qcow2Driver(BlockDriver):
 
     def _set_hot_path(self) -> None:
         """An entry for which (entry & mask) == plain, and which has an offset, is data that stays where it is while it
-        is read. In a writable image it is so if nobody else refers to it. Extended entries never are, for this purpose.
+        is read. In a writable image it is so if nobody else refers to it. Extended entries never are, for this purpose,
+        nor is what must be decrypted.
         """
         image = self.image
         copied = 0 if image.read_only else OFLAG_COPIED
         self._mask = copied | OFLAG_COMPRESSED | OFLAG_ZERO | L2_RESERVED_MASK | image.cluster_mask
-        self._plain = -1 if image.extended else copied
+        self._plain = -1 if image.extended or not image.data.plain else copied
 
     @property
     def backing(self) -> "BlockIO | None":
@@ -95,26 +91,7 @@ class Qcow2Driver(BlockDriver):
     @classmethod
     async def open(cls, context: "OpenContext") -> Self:
         """Open an image. Options: see `options`. A writable one has its autoclear bits cleared in the file at once."""
-        file = await context.open_child(Role.FILE)
-        header = await read_header(file, context.filename, for_check=context.for_check)
-        _check_supported(header)
-        if not context.read_only:
-            _check_writable(header, for_check=context.for_check)
-        options = take_options(context.options, header, unmap=context.unmap)
-        image = Image(file, header, options, read_only=context.read_only)
-        image.l2 = L2Cache(image, options.l2_tables)
-        image.refcounts = Refcounts(image, options.refcount_blocks)
-        image.packer = Packer(image)
-        image.decompressed = Decompressed()
-        image.l1 = table_from_bytes(await file.pread(header.l1_table_offset, 8 * header.l1_size))
-        if context.read_only:
-            image.bitmaps = await _bitmaps(file, header)
-        else:
-            await _prepare_writing(image)
-        inner = InnerName(header.backing_file, header.backing_format) if header.backing_file is not None else None
-        image.backing = await context.open_inner(Role.BACKING, inner)
-        image.this = context.this
-        return cls(image)
+        return cls(await open_image(context))
 
     async def close(self) -> None:
         """Write everything back. Raises: OSError where that failed; the image is given up all the same."""
@@ -138,10 +115,10 @@ class Qcow2Driver(BlockDriver):
             image.read_only = True
             self._set_hot_path()
             return
-        _check_writable(image.header, for_check=False)
+        check_header_writable(image.header, for_check=False)
         image.read_only = False
         try:
-            await _prepare_writing(image)
+            await prepare_writing(image)
         except BaseException:
             image.read_only = True
             raise
@@ -160,12 +137,12 @@ class Qcow2Driver(BlockDriver):
     def preadv_now(self, offset: int, buffer: memoryview) -> bool:
         """Read plain data whose table is in memory, if the file can do it now."""
         host = self._plain_data(offset, len(buffer))
-        return host != 0 and self.file.readinto_now(host, buffer)
+        return host != 0 and self._data.readinto_now(host, buffer)
 
     def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:
         """Read."""
         if host := self._plain_data(offset, len(buffer)):
-            return self.file.readinto(host, buffer)
+            return self._data.readinto(host, buffer)
         return read(self.image, offset, buffer)
 
     def _plain_data(self, offset: int, nbytes: int) -> int:
@@ -194,7 +171,7 @@ class Qcow2Driver(BlockDriver):
                 host = entry & OFFSET_MASK
                 if host >> self._cluster_bits not in metadata:
                     table.used = True
-                    return self.file.pwrite(host + inside, data)
+                    return self._data.pwrite(host + inside, data)
         return self._write(offset, data)
 
     async def _write(self, offset: int, data: memoryview) -> None:
@@ -264,32 +241,6 @@ class Qcow2Driver(BlockDriver):
         """Many runs, from whole L2 tables at a time."""
         return await status.extents(self.image, offset, nbytes, want_zero)
 
-    # -- the image as a whole ----------------------------------------------------------------------------------------
-
-    def info(self) -> DriverInfo:
-        """What `qemu-img info` shows."""
-        from aioblock.drivers.formats.qcow2.info import describe
-
-        return describe(self.image.header, self.image.bitmaps)
-
-    def has_zero_init(self) -> bool:
-        """Preallocated clusters read as what the file holds."""
-        image = self.image
-        if image.l1 and image.l1[0]:
-            return self.file.node.driver.has_zero_init()
-        return True
-
-    async def check(self, *, fix_leaks: bool = False, fix_errors: bool = False) -> CheckResult:
-        """Check the metadata in the file, after writing back what is in memory."""
-        if fix_leaks or fix_errors:
-            raise NotSupported("Repairing qcow2 images is not built yet")
-        image = self.image
-        if not image.read_only and not image.corrupt:
-            await write_back(image)
-        from aioblock.drivers.formats.qcow2.check import check_image
-
-        return await check_image(image.file, image.header)
-
     # -- before there is a node --------------------------------------------------------------------------------------
 
     @classmethod
@@ -303,43 +254,3 @@ class Qcow2Driver(BlockDriver):
         from aioblock.drivers.formats.qcow2.create import create
 
         await create(file, options)
-
-
-def _check_supported(header: Header) -> None:
-    if header.crypt_method != CRYPT_NONE:
-        raise UnsupportedFeature("Encrypted qcow2 images are not supported yet", features=("encryption",))
-    if header.has_data_file:
-        raise UnsupportedFeature("External data files are not supported yet", features=("external data file",))
-
-
-def _check_writable(header: Header, *, for_check: bool) -> None:
-    """Raises: CorruptImage, NotSupported where the image must not be written as it is."""
-    if for_check:
-        return
-    if header.corrupt:
-        raise CorruptImage("qcow2: Image is corrupt; cannot be opened read/write")
-    if header.dirty:
-        raise NotSupported("qcow2: The image was not closed properly and needs a repair, which is not built yet")
-
-
-async def _bitmaps(file: "BlockIO", header: Header) -> Sequence["BitmapEntry"]:
-    """The persistent bitmaps, for information; damaged ones do not keep an image from being read."""
-    if not header.autoclear_features & AUTOCLEAR_BITMAPS:
-        return ()
-    from aioblock.drivers.formats.qcow2.bitmap_directory import read_bitmap_directory
-
-    try:
-        return await read_bitmap_directory(file, header)
-    except (ImageError, OSError) as error:
-        log.warning("Bitmaps are not available: %s", error)
-        return ()
-
-
-async def _prepare_writing(image: Image) -> None:
-    """Before the first write: the refcount table, and the promise that autoclear bits make."""
-    header = image.header
-    if header.version >= 3 and header.autoclear_features:
-        header.autoclear_features = 0
-        await image.file.pwrite(*features_field(header))
-        await image.file.flush()
-    await image.refcounts.load()

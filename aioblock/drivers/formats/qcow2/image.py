@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
     from aioblock.drivers.formats.qcow2.bitmap_directory import BitmapEntry
     from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer
+    from aioblock.drivers.formats.qcow2.data import Data
     from aioblock.drivers.formats.qcow2.options import RuntimeOptions
     from aioblock.drivers.formats.qcow2.refcounts import Refcounts
     from aioblock.drivers.formats.qcow2.tables import L2Cache
@@ -53,6 +54,7 @@ class Free(NamedTuple):
 class Image:
     """One open image. Made by `Qcow2Driver.open`, which fills in the parts."""
 
+    data: "Data"
     l2: "L2Cache"
     refcounts: "Refcounts"
     packer: "Packer"
@@ -60,6 +62,8 @@ class Image:
 
     def __init__(self, file: "BlockIO", header: Header, options: "RuntimeOptions", *, read_only: bool) -> None:
         self.file = file
+        self.data_file = file
+        """Where guest data lies; the file itself, unless there is an external data file."""
         self.backing: BlockIO | None = None
         self.this: BlockIO | None = None
         self.header = header

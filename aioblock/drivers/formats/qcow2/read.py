@@ -58,14 +58,14 @@ async def _read_run(image: "Image", offset: int, run: Run, buffer: memoryview) -
     kind = run.kind
     if kind == NORMAL:
         if run.copied or image.read_only:
-            await image.file.readinto(run.host, buffer)
+            await image.data.readinto(run.host, offset, buffer)
             return
         # A write may put these guest clusters elsewhere while we read; their host clusters must stay as they are.
         first = run.host >> image.cluster_bits
         count = (run.host + run.nbytes - 1 >> image.cluster_bits) - first + 1
         image.begin_reading(first, count)
         try:
-            await image.file.readinto(run.host, buffer)
+            await image.data.readinto(run.host, offset, buffer)
         finally:
             image.end_reading(first, count)
     elif kind == COMPRESSED:

@@ -247,7 +247,7 @@ class Refcounts:
         for cluster in range(free.first, free.first + free.clusters):
             if discard and free.discard and await self.count(cluster) == 1:
                 try:
-                    await image.file.pdiscard(cluster << bits, image.cluster_size)
+                    await image.data_file.pdiscard(cluster << bits, image.cluster_size)
                 except OSError:
                     pass  # advisory
             await self._count_down(cluster)

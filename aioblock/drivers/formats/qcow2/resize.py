@@ -109,7 +109,7 @@ async def _zero_tail(image: "Image", old: int, tail: int) -> None:
         table = await image.l2.fetch(at >> image.table_shift)
         run = find_run(image, table, at, min(end - at, unit - at % unit))
         if run.kind == NORMAL and run.copied:
-            await image.file.pwrite_zeroes(run.host, run.nbytes)
+            await image.data.pwrite_zeroes(run.host, at, run.nbytes)
         elif run.kind == NORMAL or run.entry & OFLAG_COMPRESSED:
             before, image.size = image.size, end
             try:

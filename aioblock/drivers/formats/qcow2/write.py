@@ -53,7 +53,7 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
             done = run.nbytes
             first = run.host >> image.cluster_bits
             image.check_not_metadata(first, (run.host + done - 1 >> image.cluster_bits) - first + 1)
-            await image.file.pwrite(run.host, data[:done])
+            await image.data.pwrite(run.host, offset, data[:done])
         else:
             done = await _write_allocating(image, table, offset, data)
         offset += done
@@ -183,7 +183,7 @@ async def _fill(image: "Image", host: int, low: int, offset: int, data: memoryvi
     end = offset + len(data)
     head, tail = offset - low, high - end
     if not head and not tail:
-        await image.file.pwrite(host, data)
+        await image.data.pwrite(host, low, data)
         return
     table = await image.l2.own(low >> image.table_shift)
     inside = min(high, image.size)  # what lies behind the end of the disk is filled with zeroes
@@ -196,27 +196,27 @@ async def _fill(image: "Image", host: int, low: int, offset: int, data: memoryvi
             await read(image, low, whole[:head])
         if not tail_zero:
             await read(image, end, whole[head + len(data) : inside - low])
-        await image.file.pwrite(host, whole)
+        await image.data.pwrite(host, low, whole)
         return
     if head:
         await _fill_part(image, host, low, head, head_zero)
-    await image.file.pwrite(host + head, data)
+    await image.data.pwrite(host + head, offset, data)
     if tail:
         behind = max(high - max(inside, end), 0)
         if tail > behind:
             await _fill_part(image, host + end - low, end, tail - behind, tail_zero)
         if behind:
-            await image.file.pwrite_zeroes(host + high - low - behind, behind)
+            await image.data.pwrite_zeroes(host + high - low - behind, high - behind, behind)
 
 
 async def _fill_part(image: "Image", host: int, guest: int, nbytes: int, zero: bool) -> None:
     """Copy what the guest sees at `guest` to the file at `host`."""
     if zero:
-        await image.file.pwrite_zeroes(host, nbytes)
+        await image.data.pwrite_zeroes(host, guest, nbytes)
         return
     step = min(nbytes, MERGE_BYTES)
     bounce = memoryview(bytearray(step))
     for at in range(0, nbytes, step):
         part = bounce[: min(step, nbytes - at)]
         await read(image, guest + at, part)
-        await image.file.pwrite(host + at, part)
+        await image.data.pwrite(host + at, guest + at, part)
