@@ -10,9 +10,10 @@ byte  0 -  7   offset of the L1 table           32 - 35   length of the VM state
 """
 
 import asyncio
+import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from aioblock.base.errors import CorruptImage
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
     from aioblock.drivers.formats.qcow2.header import Header
 
-__all__ = ["SnapshotEntry", "read_snapshot_table"]
+__all__ = ["SnapshotEntry", "completed", "next_id", "read_snapshot_table", "snapshot_table_to_bytes", "table_length"]
 
 MAX_EXTRA_DATA: Final = 1024
 MAX_TABLE_BYTES: Final = 1024 * 65536
+MAX_NAME: Final = 65535
 EXTRA_DATA_OF_V3: Final = 16
 """From version 3 on an entry has at least the length of the VM state and the size of the disk in its extra data."""
 
 _FIXED: Final = struct.Struct(">QIHHIIQII")
+_EXTRA: Final = struct.Struct(">QQQ")
+UNKNOWN_ICOUNT: Final = (1 << 64) - 1
 _READ_AT_ONCE: Final = 64 << 10
 TURNS: Final = 1024
 """How many entries go by before others get a turn."""
@@ -54,9 +58,61 @@ class SnapshotEntry:
         return int.from_bytes(self.extra_data[8:16], "big") if len(self.extra_data) >= 16 else None
 
     @property
+    def icount(self) -> int | None:
+        """How many instructions the guest had executed; None: unknown."""
+        count = int.from_bytes(self.extra_data[16:24], "big") if len(self.extra_data) >= 24 else UNKNOWN_ICOUNT
+        return None if count == UNKNOWN_ICOUNT else count
+
+    @property
     def stored_length(self) -> int:
         """Bytes in the table, without the padding behind."""
         return _FIXED.size + len(self.extra_data) + len(self.id) + len(self.name)
+
+
+def extra_data(vm_state_size: int, disk_size: int, icount: int | None) -> bytes:
+    """The extra data of an entry, as far as it is known what it means."""
+    return _EXTRA.pack(vm_state_size, disk_size, UNKNOWN_ICOUNT if icount is None else icount)
+
+
+def completed(entry: SnapshotEntry, disk_size: int) -> SnapshotEntry:
+    """The entry with all extra data that is known, and what it has of unknown extra data. `disk_size`: of the image."""
+    size = disk_size if entry.disk_size is None else entry.disk_size
+    known = extra_data(entry.vm_state_size, size, entry.icount)
+    return replace(entry, extra_data=known + entry.extra_data[len(known) :])
+
+
+def next_id(entries: Iterable[SnapshotEntry]) -> bytes:
+    """The number behind the highest that is an id, or begins one."""
+    numbers = (re.match(rb"\d+", entry.id) for entry in entries)
+    return b"%d" % (max((int(found[0]) for found in numbers if found), default=0) + 1)
+
+
+def table_length(entries: Iterable[SnapshotEntry]) -> int:
+    """Bytes of the table that holds the entries."""
+    at = 0
+    for entry in entries:
+        at += -at % 8 + entry.stored_length
+    return at
+
+
+def snapshot_table_to_bytes(entries: Iterable[SnapshotEntry]) -> bytes:
+    """The reverse of `read_snapshot_table`. The VM state size stands in the extra data too, where there is any."""
+    table = bytearray()
+    for entry in entries:
+        table += bytes(-len(table) % 8)
+        table += _FIXED.pack(
+            entry.l1_table_offset,
+            entry.l1_size,
+            len(entry.id),
+            len(entry.name),
+            entry.date_sec,
+            entry.date_nsec,
+            entry.vm_clock_nsec,
+            entry.vm_state_size if entry.vm_state_size < 1 << 32 else 0,
+            len(entry.extra_data),
+        )
+        table += entry.extra_data + entry.id + entry.name
+    return bytes(table)
 
 
 async def read_snapshot_table(file: "BlockIO", header: "Header") -> tuple[list[SnapshotEntry], int]:
