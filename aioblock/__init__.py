@@ -10,9 +10,10 @@ async with disk:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from aioblock.api import create, create_options, open
+from aioblock.api import create, create_options, measure, open
 from aioblock.base.buffers import aligned_buffer
 from aioblock.base.errors import (
+    BitmapError,
     BlockError,
     CorruptImage,
     GraphError,
@@ -25,6 +26,7 @@ from aioblock.base.errors import (
     PermissionConflict,
     UnsupportedFeature,
     UntrustedReference,
+    VerifyError,
     message_of,
     with_context,
 )
@@ -44,9 +46,22 @@ from aioblock.base.flags import (
 )
 from aioblock.base.options import flatten, nest, parse_keyval
 from aioblock.base.units import human_size, parse_size
-from aioblock.core.images import CheckFinding, CheckResult, CreateOption, DriverInfo, InnerName, Prealloc, Role
+from aioblock.core.debugger import Debugger
+from aioblock.core.dirty_bitmap import DirtyBitmap
+from aioblock.core.images import (
+    CheckFinding,
+    CheckResult,
+    CreateOption,
+    DriverInfo,
+    InnerName,
+    Measurement,
+    Prealloc,
+    Role,
+    SnapshotInfo,
+)
 from aioblock.core.io import ChainStatus, Status
 from aioblock.core.node import BlockNode
+from aioblock.core.objects import NamedObject
 from aioblock.core.registry import driver_names, find_driver
 from aioblock.core.statistics import Statistics
 from aioblock.graph.backend import BlockBackend
@@ -54,17 +69,33 @@ from aioblock.graph.extent import Extent
 from aioblock.graph.trust import TRUST_ALL, TRUST_DIRECTORY, TRUST_NONE, Reference, TrustPolicy
 
 if TYPE_CHECKING:
+    from aioblock.core.secrets import Secret
+    from aioblock.graph.objects import OBJECT_TYPES, make_object
+    from aioblock.jobs.commit import commit
     from aioblock.jobs.compare import Difference, compare
     from aioblock.jobs.convert import convert
     from aioblock.jobs.errors import PositionedError
+    from aioblock.jobs.rebase import rebase
 
 __version__ = "0.1.0"
 
-_JOBS = {"Difference": "compare", "PositionedError": "errors", "compare": "compare", "convert": "convert"}
+_JOBS = {
+    "Difference": "compare",
+    "PositionedError": "errors",
+    "commit": "commit",
+    "compare": "compare",
+    "convert": "convert",
+    "rebase": "rebase",
+}
 """Where the jobs are: loaded when they are used, because most programs that open an image need none."""
+
+_OBJECTS = {"OBJECT_TYPES": "graph.objects", "Secret": "core.secrets", "make_object": "graph.objects"}
+"""Named objects, likewise."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OBJECTS:
+        return getattr(import_module(f"aioblock.{_OBJECTS[name]}"), name)
     if name not in _JOBS:
         raise AttributeError(f"module 'aioblock' has no attribute '{name}'")
     return getattr(import_module(f"aioblock.jobs.{_JOBS[name]}"), name)
@@ -75,6 +106,7 @@ __all__ = [
     "COMPRESSED",
     "DATA",
     "EOF",
+    "OBJECT_TYPES",
     "OFFSET_VALID",
     "REQ_COMPRESSED",
     "REQ_COPY_ON_READ",
@@ -85,6 +117,7 @@ __all__ = [
     "TRUST_DIRECTORY",
     "TRUST_NONE",
     "ZERO",
+    "BitmapError",
     "BlockBackend",
     "BlockError",
     "BlockNode",
@@ -93,7 +126,9 @@ __all__ = [
     "CheckResult",
     "CorruptImage",
     "CreateOption",
+    "Debugger",
     "Difference",
+    "DirtyBitmap",
     "DriverInfo",
     "Extent",
     "GraphError",
@@ -101,6 +136,8 @@ __all__ = [
     "InnerName",
     "InvalidImage",
     "JobError",
+    "Measurement",
+    "NamedObject",
     "NodeInUse",
     "NotSupported",
     "OptionError",
@@ -109,12 +146,16 @@ __all__ = [
     "Prealloc",
     "Reference",
     "Role",
+    "SnapshotInfo",
+    "Secret",
     "Statistics",
     "Status",
     "TrustPolicy",
     "UnsupportedFeature",
     "UntrustedReference",
+    "VerifyError",
     "aligned_buffer",
+    "commit",
     "compare",
     "convert",
     "create",
@@ -123,11 +164,14 @@ __all__ = [
     "find_driver",
     "flatten",
     "human_size",
+    "make_object",
+    "measure",
     "message_of",
     "nest",
     "open",
     "parse_keyval",
     "parse_size",
+    "rebase",
     "status_names",
     "with_context",
 ]

@@ -7,7 +7,8 @@ from typing import Any
 from aioblock.base.errors import OptionError
 from aioblock.base.options import nest, overlaid
 from aioblock.blockio.status import WINDOW
-from aioblock.core.images import CreateOption
+from aioblock.core.images import CreateOption, Measurement
+from aioblock.core.objects import NamedObject
 from aioblock.core.registry import find_driver
 from aioblock.drivers import register_all
 from aioblock.graph.backend import BlockBackend
@@ -18,7 +19,7 @@ from aioblock.graph.reopen import cache_mode
 from aioblock.graph.settings import MAX_DEPTH, OpenSettings
 from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
 
-__all__ = ["create", "create_options", "open"]
+__all__ = ["create", "create_options", "measure", "open"]
 
 register_all()
 
@@ -39,6 +40,9 @@ async def open(
     trust: TrustPolicy = TRUST_DIRECTORY,
     probe: bool | None = None,
     for_check: bool = False,
+    metadata_only: bool = False,
+    snapshot: str | None = None,
+    objects: Mapping[str, NamedObject] | None = None,
     node_name: str | None = None,
     max_in_flight: int = 1024,
     max_depth: int = MAX_DEPTH,
@@ -51,7 +55,10 @@ async def open(
     `discard`: unmap, or ignore, which drops discards and keeps the storage of what is zeroed.
     `cache`: none, writeback, writethrough, directsync or unsafe. `trust` says which files named inside images may be
     opened. `max_in_flight`: how many requests run at a time, later ones wait their turn. `window`: how many layers of a
-    chain are asked for their status at the same time.
+    chain are asked for their status at the same time. `objects`: the named objects, by id, that options refer to
+    (secrets). `metadata_only`: only what the image says about itself is wanted, so that an encrypted one needs no
+    secret; its data cannot be read.
+    `snapshot`: the disk as it was when this internal snapshot was made, by its id or else its name; read-only.
 
     Cancelled or failed: everything is closed again.
     Raises: OSError, ImageError, OptionError, UntrustedReference, GraphError.
@@ -64,6 +71,8 @@ async def open(
         if described.get("driver", format) != format:
             raise OptionError("Cannot specify both 'driver' and 'format'", option="driver")
         described["driver"] = format
+    if snapshot is not None:
+        described["snapshot"] = snapshot
     if discard not in ("ignore", "off", "unmap", "on"):
         raise OptionError(f"Invalid discard mode '{discard}'", option="discard")
     settings = OpenSettings(
@@ -76,6 +85,8 @@ async def open(
         trust=trust,
         probe=probe,
         for_check=for_check,
+        metadata_only=metadata_only,
+        objects=objects if objects is not None else {},
         max_depth=max_depth,
     )
     perm, shared = root_permissions(writable=writable, resize=resize)
@@ -94,8 +105,10 @@ async def create(
     *,
     size: int | None = None,
     trust: TrustPolicy = TRUST_DIRECTORY,
+    objects: Mapping[str, NamedObject] | None = None,
 ) -> None:
     """Make an image. `size` in bytes; None: the option "size", else the size of the backing file named in `options`.
+    `objects`: the named objects, by id, that options refer to: secrets.
 
     What was there under that name is lost. Failed: what is there is no usable image.
     Raises: OptionError before anything is touched; NotSupported; OSError.
@@ -108,12 +121,36 @@ async def create(
         if not backing:
             raise OptionError("Image creation needs a size parameter", option="size")
         async with await open(
-            beside(os.fspath(name), backing), format=values.get("backing_fmt"), trust=trust, probe=True
+            beside(os.fspath(name), backing),
+            format=values.get("backing_fmt"),
+            trust=trust,
+            probe=True,
+            metadata_only=True,
+            objects=objects,
         ) as disk:
             values["size"] = disk.length
     from aioblock.graph.creating import create_image  # here, because most programs create nothing
 
-    await create_image(os.fspath(name), format, values)
+    await create_image(os.fspath(name), format, values, objects or {})
+
+
+async def measure(
+    format: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    size: int | None = None,
+    source: BlockBackend | None = None,
+    objects: Mapping[str, NamedObject] | None = None,
+) -> Measurement:
+    """How large the file of an image becomes that is made with these options, as those of `create`, and then filled.
+
+    `size` of its disk in bytes, or `source`: an open image whose size it has and whose data it is to hold.
+    `objects`: the named objects, by id, that options refer to: secrets. Cancelled or failed: nothing is left behind.
+    Raises: OptionError; NotSupported; OSError.
+    """
+    from aioblock.graph.measuring import measure_image  # here, because most programs measure nothing
+
+    return await measure_image(format, options or {}, size, source, objects or {})
 
 
 def create_options(format: str, name: str | None = None) -> tuple[CreateOption, ...]:

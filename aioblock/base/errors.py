@@ -2,6 +2,7 @@
 
     OSError                     a failed request; errno says why (EIO, ENOSPC, EACCES, EINVAL ...)
       NotSupported              ENOTSUP: this driver, image or build cannot do what was asked
+      VerifyError               EIO: two images that must be the same are not (`blkverify`)
     BlockError                  everything else
       ImageError                what an image says about itself is unusable
         InvalidImage            not an image of this format, or a field out of its range
@@ -12,6 +13,7 @@
       GraphError                how nodes are wired
         PermissionConflict      another user of the node does not share what was asked for
         NodeInUse               the node is still needed
+      BitmapError               a dirty bitmap is not there, is there already, or is not fit for what was asked
       JobError                  a job could not be done
 
 An error is built from fields, and its message from them, so that a program can act on the fields and a person can
@@ -22,6 +24,7 @@ import errno
 from typing import TypeVar
 
 __all__ = [
+    "BitmapError",
     "BlockError",
     "CorruptImage",
     "GraphError",
@@ -34,6 +37,7 @@ __all__ = [
     "PermissionConflict",
     "UnsupportedFeature",
     "UntrustedReference",
+    "VerifyError",
     "message_of",
     "with_context",
 ]
@@ -50,6 +54,10 @@ class NotSupported(OSError):
 
     def __reduce__(self) -> tuple[type["NotSupported"], tuple[str]]:
         return type(self), (message_of(self),)  # OSError would call it with errno and message
+
+
+class VerifyError(OSError):
+    """Two images that must answer the same did not: the driver `blkverify` says so (errno EIO)."""
 
 
 class BlockError(Exception):
@@ -124,6 +132,14 @@ class PermissionConflict(GraphError):
 
 class NodeInUse(GraphError):
     """The node is still needed by somebody else."""
+
+
+class BitmapError(BlockError):
+    """A dirty bitmap is not there, is there already, or is not fit for what was asked. Fields: `name`, the bitmap's."""
+
+    def __init__(self, message: str, *, name: str | None = None, filename: str | None = None) -> None:
+        super().__init__(message, filename=filename)
+        self.name = name
 
 
 class JobError(BlockError):

@@ -3,6 +3,7 @@
 import errno
 
 from aioblock.blockio.request import aligned, check_range, check_writable
+from aioblock.core.dirty_bitmap import mark
 from aioblock.core.driver import BlockDriver
 from aioblock.core.node import BlockNode
 
@@ -26,11 +27,13 @@ async def discard(node: BlockNode, offset: int, nbytes: int) -> None:
     ticket = requests.begin_serialising(*aligned(node, offset, nbytes, unit))
     try:
         await requests.wait(ticket)
-        start = (offset + unit - 1) & ~(unit - 1)
+        if node.bitmaps:
+            mark(node.bitmaps.values(), offset, nbytes)
+        start = offset + -offset % unit
         end = offset + nbytes
-        end = end if end >= node.length else end & ~(unit - 1)
+        end = end if end >= node.length else end - end % unit
         end = min(end, node.length)
-        longest = (limits.max_pdiscard or 1 << 62) & ~(unit - 1) or unit
+        longest = (limits.max_pdiscard or 1 << 62) // unit * unit or unit
         while start < end:
             stop = min(end, start + longest)
             try:

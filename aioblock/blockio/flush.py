@@ -35,8 +35,13 @@ async def _flush_now(node: BlockNode) -> None:
     state = node.flush_state
     covered = state.written
     done = state.active = asyncio.get_running_loop().create_future()
+    below = node.file.node.debugger if node.file is not None else None
     try:
+        if below is not None:
+            await below.event("flush_to_os")
         await node.driver.flush()
+        if below is not None:
+            await below.event("flush_to_disk")
         for role, child in node.children.items():
             if role is not Role.BACKING and not child.node.read_only:
                 await flush(child.node)

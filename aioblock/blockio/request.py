@@ -32,8 +32,11 @@ def check_writable(node: BlockNode, offset: int, nbytes: int) -> None:
 
 
 def aligned(node: BlockNode, offset: int, nbytes: int, unit: int = 1) -> tuple[int, int]:
-    """`offset` and end of the range, rounded outwards to the request alignment and to `unit` (a power of two)."""
-    mask = node.align_mask | (unit - 1)
+    """`offset` and end of the range, rounded outwards to the request alignment and to `unit`: one divides the other."""
+    mask = node.align_mask
+    if unit > mask + 1:
+        end = offset + nbytes
+        return offset - offset % unit, end + -end % unit
     return offset & ~mask, (offset + nbytes + mask) & ~mask
 
 

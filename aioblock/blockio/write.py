@@ -7,6 +7,7 @@ from aioblock.base.errors import NotSupported
 from aioblock.base.flags import REQ_COMPRESSED, REQ_FUA, REQ_MAY_UNMAP, REQ_SERIALISING, REQ_UNCHANGED
 from aioblock.blockio.flush import flush
 from aioblock.blockio.request import aligned, check_writable, request_error
+from aioblock.core.dirty_bitmap import mark
 from aioblock.core.node import BlockNode
 
 __all__ = ["driver_write", "write", "write_within"]
@@ -38,6 +39,8 @@ async def write(node: BlockNode, offset: int, data: memoryview, flags: int = 0) 
         if requests.serialising:
             await requests.wait(ticket)
             check_writable(node, offset, nbytes)  # what it waited for may have cut the node
+        if node.bitmaps:  # before it is begun: what fails may be half written, and is dirty too
+            mark(node.bitmaps.values(), offset, nbytes, grows=node.can_grow)
         if flags & REQ_COMPRESSED:
             try:
                 await node.driver.pwritev_compressed(offset, data)
@@ -86,16 +89,20 @@ async def _padded(node: BlockNode, offset: int, data: memoryview) -> tuple[int, 
     unit = node.align_mask + 1
     whole = memoryview(bytearray(end - start))
     if start != offset or end - start == unit:
-        await _old(node, start, whole[:unit])
+        await _old(node, start, whole[:unit], "head" if start != offset else "tail")
     if end != offset + len(data) and end - start > unit:
-        await _old(node, end - unit, whole[-unit:])
+        await _old(node, end - unit, whole[-unit:], "tail")
     whole[offset - start : offset - start + len(data)] = data
     return start, whole
 
 
-async def _old(node: BlockNode, offset: int, block: memoryview) -> None:
+async def _old(node: BlockNode, offset: int, block: memoryview, which: str) -> None:
+    if node.debugger is not None:
+        await node.debugger.event(f"pwritev_rmw_{which}")
     if offset < node.length:
         await node.driver.preadv(offset, block, 0)
+    if node.debugger is not None:
+        await node.debugger.event(f"pwritev_rmw_after_{which}")
 
 
 def require_compressed(node: BlockNode, offset: int, nbytes: int) -> None:
@@ -103,5 +110,5 @@ def require_compressed(node: BlockNode, offset: int, nbytes: int) -> None:
     cluster = node.driver.cluster_size
     if not cluster:
         raise NotSupported
-    if offset % cluster or (nbytes % cluster and offset + nbytes != node.length):
+    if nbytes and (offset % cluster or (nbytes % cluster and offset + nbytes != node.length)):
         raise request_error(errno.EINVAL, node)

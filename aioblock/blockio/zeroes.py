@@ -7,6 +7,7 @@ from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.blockio.flush import flush
 from aioblock.blockio.request import aligned, check_writable
 from aioblock.blockio.write import driver_write, write_within
+from aioblock.core.dirty_bitmap import mark
 from aioblock.core.driver import BlockDriver
 from aioblock.core.node import BlockNode
 
@@ -35,6 +36,8 @@ async def write_zeroes(node: BlockNode, offset: int, nbytes: int, flags: int = 0
     try:
         await requests.wait(ticket)
         check_writable(node, offset, nbytes)  # what it waited for may have cut the node
+        if node.bitmaps:
+            mark(node.bitmaps.values(), offset, nbytes, grows=node.can_grow)
         await zero_within(node, offset, nbytes, flags)
         if flags & REQ_FUA:
             await flush(node)
@@ -61,13 +64,13 @@ async def _zero_aligned(node: BlockNode, offset: int, end: int, flags: int) -> N
     """Split at the driver's alignment for zeroes, so that a partial head and tail come alone."""
     limits = node.limits
     unit = max(limits.pwrite_zeroes_alignment, limits.request_alignment)
-    longest = (limits.max_pwrite_zeroes or 1 << 62) & ~(unit - 1) or unit
+    longest = (limits.max_pwrite_zeroes or 1 << 62) // unit * unit or unit
     able = type(node.driver).pwrite_zeroes is not BlockDriver.pwrite_zeroes
     while offset < end:
-        if offset & (unit - 1):
-            stop = min(end, (offset | (unit - 1)) + 1)
+        if offset % unit:
+            stop = min(end, offset + -offset % unit)
         else:
-            stop = min(end & ~(unit - 1), offset + longest) if end - offset >= unit else end
+            stop = min(end - end % unit, offset + longest) if end - offset >= unit else end
         await _zero_piece(node, offset, stop - offset, flags, able)
         offset = stop
 

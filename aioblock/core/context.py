@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 from aioblock.core.images import InnerName, Role
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aioblock.base.options import Options
     from aioblock.core.io import BlockIO
+    from aioblock.core.objects import NamedObject
 
 __all__ = ["CacheMode", "OpenContext"]
 
@@ -48,8 +51,12 @@ class OpenContext(ABC):
     """Other users may do what they like meanwhile (`-U`): take no lock against them, and be robust."""
     for_check: bool
     """Opened to be checked or repaired: damaged metadata is let through where the check can tell about it."""
+    metadata_only: bool
+    """Opened to be asked about itself: no guest data will be read or written, so no key is needed for it."""
     unmap: bool
     """Discards shall reach the storage (`discard=unmap`)."""
+    objects: "Mapping[str, NamedObject]"
+    """The named objects that options may refer to by their id: see `core.objects`."""
 
     probed: bool
     """The format was guessed from the content: guest writes must not turn the image into another format."""
@@ -58,9 +65,13 @@ class OpenContext(ABC):
     """The node itself as its users see it; works once `open` has returned. For questions about the whole chain."""
 
     @abstractmethod
-    async def open_child(self, role: Role) -> "BlockIO":
+    async def open_child(
+        self, role: Role, filename: str | None = None, *, perm: int = 0, unshared: int = 0
+    ) -> "BlockIO":
         """Open the child that the options describe under the role's name (`file`, `data-file` ...), and attach it.
 
+        `filename`: its name as the caller of the graph gave it; options under the role's name are laid over it.
+        `perm`, `unshared`: PERM_* bits that are asked for, and not shared, beside those that follow from the parents.
         Raises: OptionError where the options name none; what opening it raises.
         """
 

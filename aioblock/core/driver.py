@@ -25,15 +25,18 @@ Required: `open`, `close`, `getlength`, `preadv`. The rest is optional.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aioblock.base.errors import NotSupported
-from aioblock.core.images import CheckResult, CreateOption, DriverInfo, Prealloc
+from aioblock.core.images import CheckResult, CreateOption, DriverInfo, Measurement, Prealloc, SnapshotInfo
 from aioblock.core.limits import BlockLimits
 
 if TYPE_CHECKING:
+    from aioblock.base.options import Options
     from aioblock.core.context import OpenContext
+    from aioblock.core.debugger import Debugger
+    from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
     from aioblock.core.io import BlockIO, Status
 
@@ -57,15 +60,30 @@ class BlockDriver(ABC):
     """Which of REQ_FUA and REQ_COMPRESSED and REQ_UNCHANGED `pwritev` does itself; REQ_FUA is else a flush behind."""
     supported_zero_flags: ClassVar[int] = 0
     """Which of REQ_MAY_UNMAP, REQ_FUA and REQ_NO_FALLBACK `pwrite_zeroes` understands; others are cut off before."""
+    name_prefix: ClassVar[str] = ""
+    """Filters that have file names of their own: how those begin, "blkdebug:". See `parse_filename`."""
+    shrinks_alone: ClassVar[bool] = False
+    """While a node becomes shorter no request runs on it: nobody allocates while the driver gives storage back."""
     naming_options: ClassVar[frozenset[str]] = frozenset()
     """Options that change what is read: with one of them set, the file name alone does not name the node."""
+    runtime_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that `change_options` takes while the node is open."""
     create_options: ClassVar[tuple[CreateOption, ...]] = ()
     """What `create` takes; empty: cannot be created."""
+    amend_options: ClassVar[tuple[CreateOption, ...]] = ()
+    """What `amend` takes; empty: nothing can be changed."""
 
     limits: BlockLimits
     """Set by `open`, and again by `refresh_limits`."""
     cluster_size: int | None = None
     """Formats: the unit of allocation in bytes, in which copy-on-read copies and compressed data is written."""
+    bitmaps: "dict[str, DirtyBitmap] | None" = None
+    """Formats that store dirty bitmaps: those of the node, by name. `open` puts those in that the image holds; whoever
+    uses the node adds and removes some; `close` stores the persistent ones. None: they cannot be stored."""
+    debugger: "Debugger | None" = None
+    """A filter for tests, here or right below, that wants to be told of each step: see `core.debugger`."""
+    exact_filename: str = ""
+    """Filters with a `name_prefix`: the name that opens the same thing, or "" where it takes options."""
     identity: object = None
     """Protocols: what is equal for two nodes that hold the same bytes (device and inode); None where nobody knows."""
 
@@ -171,9 +189,113 @@ class BlockDriver(ABC):
         """Whether a node that was just created (or grown) reads as zeroes. Filters: as the child."""
         return False
 
-    async def check(self, *, fix_leaks: bool = False, fix_errors: bool = False) -> CheckResult:
-        """Check the metadata against itself; repair where asked. Nothing else is in flight meanwhile."""
+    async def check(
+        self,
+        *,
+        fix_leaks: bool = False,
+        fix_errors: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CheckResult:
+        """Check the metadata against itself; repair where asked. Nothing else is in flight meanwhile.
+
+        `progress` is called with the bytes of metadata that are done, and of all that are known by then.
+        """
         raise NotSupported("This image format does not support checks")
+
+    async def amend(
+        self,
+        options: Mapping[str, Any],
+        *,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Change the image as a whole: a value for each of `amend_options` that is given. Nothing else is in flight.
+
+        `force`: also where data may be lost. `progress` is told how much is done, of how much. Failed: some is changed.
+        Raises: OptionError and NotSupported before anything is written; OSError.
+        """
+        raise NotSupported(f"Format driver '{self.name}' does not support option amendment")
+
+    async def make_empty(self) -> None:
+        """Formats: hold nothing any more, so that the disk is what the backing file says. Stable after a flush.
+
+        Nothing else is in flight. Failed: a part is still there. Raises: NotSupported; OSError.
+        """
+        raise NotSupported(f"Format driver '{self.name}' cannot make an image empty")
+
+    async def change_backing_file(self, filename: str | None, format: str | None) -> None:
+        """Write another name of the backing file into the image; None: none. Nothing else is in flight meanwhile.
+
+        What is open as the backing file stays so. Failed: the image names the old one or the new one.
+        Raises: NotSupported; OptionError where the name cannot be stored; OSError.
+        """
+        raise NotSupported(f"Format driver '{self.name}' keeps no name of a backing file")
+
+    def snapshots(self) -> Sequence[SnapshotInfo]:
+        """The internal snapshots, oldest entry of the table first. No I/O. Without it: there are none."""
+        return ()
+
+    async def snapshot_create(
+        self, name: str, *, vm_state_size: int = 0, vm_clock_nsec: int = 0, icount: int | None = None
+    ) -> SnapshotInfo:
+        """Keep the disk as it is now, and the VM state area, under a name. Nothing else is in flight meanwhile.
+
+        Failed: there is no such snapshot. Raises: NotSupported, OSError.
+        """
+        raise self._no_snapshots()
+
+    async def snapshot_apply(self, id_or_name: str) -> None:
+        """Make the disk what a snapshot holds; its size too. Nothing else is in flight meanwhile.
+
+        Failed: the disk is as it was, or as the snapshot. Raises: NotSupported, OSError (ENOENT: there is none).
+        """
+        raise self._no_snapshots()
+
+    async def snapshot_delete(self, id_or_name: str) -> None:
+        """Forget a snapshot, and free what it alone used. Nothing else is in flight meanwhile.
+
+        Raises: NotSupported, OSError (ENOENT: there is none).
+        """
+        raise self._no_snapshots()
+
+    async def vm_state_read(self, offset: int, nbytes: int) -> bytearray:
+        """Bytes of the VM state area, which begins at offset 0; zeroes where nothing was written.
+
+        Nothing else is in flight meanwhile. Raises: NotSupported, OSError.
+        """
+        raise self._no_vm_state()
+
+    async def vm_state_write(self, offset: int, data: memoryview) -> None:
+        """Write into the VM state area, which grows as needed. Nothing else is in flight meanwhile.
+
+        Raises: NotSupported, OSError.
+        """
+        raise self._no_vm_state()
+
+    def _no_snapshots(self) -> NotSupported:
+        return NotSupported(f"Driver '{self.name}' does not support internal snapshots")
+
+    def _no_vm_state(self) -> NotSupported:
+        return NotSupported(f"Driver '{self.name}' has no room for a VM state")
+
+    def stores_bitmaps(self) -> bool:
+        """Whether this image can keep persistent bitmaps. Without it: where there are `bitmaps`."""
+        return self.bitmaps is not None
+
+    def check_new_bitmap(self, bitmap: "DirtyBitmap") -> None:
+        """With `bitmaps`: whether one more could be stored. Raises: BitmapError."""
+
+    async def load_bitmap(self, bitmap: "DirtyBitmap") -> None:
+        """With `bitmaps`: fetch the content of one that is not `loaded`; where it is damaged, it is inconsistent then.
+
+        Raises: OSError.
+        """
+
+    async def remove_bitmap(self, bitmap: "DirtyBitmap") -> None:
+        """With `bitmaps`: remove one from the image, if it is stored there. Nothing else is in flight meanwhile.
+
+        Raises: OSError.
+        """
 
     async def refresh_limits(self) -> None:
         """Set `limits` anew, because a child changed its own."""
@@ -184,6 +306,12 @@ class BlockDriver(ABC):
         Without it: nothing to do for this driver.
         """
 
+    def change_options(self, options: "Options", *, unmap: bool) -> None:
+        """Take values for the `runtime_options`, as at the opening; those not given go back to their defaults.
+
+        The node is drained. `unmap`: discards shall reach the storage. Raises: OptionError, and nothing has changed.
+        """
+
     async def set_permissions(self, perm: int, shared: int) -> None:
         """Protocols: what all users of the node together do (`perm`) and let others do (`shared`): PERM_* bits.
 
@@ -192,6 +320,15 @@ class BlockDriver(ABC):
         """
 
     # -- drain -------------------------------------------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """A drain begins: requests that this driver holds back on purpose go on at once, also later ones. Calls nest.
+
+        Without it: nothing is held back.
+        """
+
+    def hold_back(self) -> None:
+        """The reverse of one `let_go`: the drain is over."""
 
     async def drain_begin(self) -> None:
         """Stop what runs in the background of its own accord, and wait until it has. Without it: nothing does."""
@@ -207,6 +344,11 @@ class BlockDriver(ABC):
         return 0
 
     @classmethod
+    def parse_filename(cls, filename: str) -> dict[str, Any]:
+        """The options that a file name means; it begins with `name_prefix`. Raises: OptionError."""
+        return {"filename": filename}
+
+    @classmethod
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:
         """Formats: write an empty image into `file` (already there, empty, writable).
 
@@ -219,3 +361,19 @@ class BlockDriver(ABC):
     async def create_file(cls, filename: str, options: Mapping[str, Any]) -> None:
         """Protocols: make `filename` exist with the given size, or empty an existing one. Raises: as `create`."""
         raise NotSupported(f"Protocol driver '{cls.name}' does not support image creation")
+
+    @classmethod
+    async def measure(
+        cls,
+        options: Mapping[str, Any],
+        size: int,
+        data: AsyncIterable[tuple[int, int]] | None,
+        bitmaps: "Iterable[DirtyBitmap] | None",
+    ) -> Measurement:
+        """Formats: how large the file of an image becomes that `create` would make with `options`, and then is filled.
+
+        `size` of the disk in bytes, which counts, not the option. `data`: the runs (offset, length) that hold data, in
+        ascending order; None: there is none. `bitmaps` that are to be stored in it; None: the source keeps none.
+        Raises: OptionError; NotSupported; what `data` raises.
+        """
+        raise NotSupported(f"Block driver '{cls.name}' does not support size measurement")

@@ -9,7 +9,7 @@ __all__ = ["BlockLimits"]
 class BlockLimits:
     """Limits of one node, in bytes. The generic code keeps to them; the driver may assert them.
 
-    Unless said otherwise 0 means "no limit". Alignments are powers of two.
+    Unless said otherwise 0 means "no limit". `request_alignment` and `memory_alignment` are powers of two.
     """
 
     request_alignment: int = 1

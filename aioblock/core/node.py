@@ -1,10 +1,13 @@
 """Nodes and edges: the graph as plain state. The verbs are in `blockio`, the wiring in `graph`."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from aioblock.base.flags import PERM_ALL
 from aioblock.core.context import CacheMode
+from aioblock.core.debugger import Debugger
+from aioblock.core.dirty_bitmap import DirtyBitmap
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import InnerName, Role
 from aioblock.core.io import BlockIO
@@ -70,12 +73,15 @@ class BlockNode:
 
     __slots__ = (
         "align_mask",
+        "alone",
         "backing",
         "backing_name",
+        "bitmaps",
         "cache",
         "can_grow",
         "children",
         "closed",
+        "debugger",
         "detect_zeroes",
         "driver",
         "exact_filename",
@@ -93,7 +99,9 @@ class BlockNode:
         "parents",
         "quiesced",
         "read_only",
+        "reopened_with",
         "requests",
+        "runtime_options",
         "tasks",
         "unmap",
         "variable_length",
@@ -113,6 +121,10 @@ class BlockNode:
         """The plain name that opens the same thing, or ""."""
         self.options: dict[str, Any] = {}
         """The options it was opened with."""
+        self.runtime_options: dict[str, Any] = {}
+        """Those given at the opening that the driver can change while it is open."""
+        self.reopened_with: Mapping[str, Any] = {}
+        """What the last reopen laid over them."""
         self.file: Edge | None = None
         self.backing: Edge | None = None
         self.backing_name: InnerName | None = None
@@ -121,6 +133,10 @@ class BlockNode:
         self.parents: list[Edge] = []
         self.gates: list[Gate] = []
         """Of the backends whose root this node is."""
+        self.bitmaps: dict[str, DirtyBitmap] = {}
+        """The dirty bitmaps, by name; those that record are marked by whatever changes the node."""
+        self.alone = asyncio.Lock()
+        """Held while somebody works on the image as a whole: of such, drained or not, one runs at a time."""
         self.requests = RequestQueue()
         self.tasks: set[asyncio.Task[Any]] = set()
         """Requests whose caller was cancelled and that run to their end."""
@@ -131,6 +147,7 @@ class BlockNode:
         self.unmap = True
         """Discards reach the driver, and write-zeroes may give storage back; False: neither (`discard=ignore`)."""
         self.can_grow = False
+        self.debugger: Debugger | None = None
         self.variable_length = False
         self.has_status = False
         self.has_extents = False
@@ -151,8 +168,12 @@ class BlockNode:
         """The driver has opened: remember of it what every request needs."""
         kind = type(driver)
         self.driver = driver
+        if driver.bitmaps is not None:
+            self.bitmaps = driver.bitmaps
         self.length = length
-        self.can_grow = kind.can_grow
+        filtered = self.file.node if kind.kind == "filter" and self.file is not None else None
+        self.can_grow = kind.can_grow if filtered is None else filtered.can_grow
+        self.debugger = driver.debugger
         self.variable_length = kind.variable_length
         self.has_status = kind.block_status is not BlockDriver.block_status
         self.has_extents = kind.extents is not BlockDriver.extents
@@ -171,6 +192,11 @@ class BlockNode:
     def is_protocol(self) -> bool:
         """Whether the bytes end here."""
         return self.driver.kind == "protocol"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether names are those of its driver: a protocol's, or `prefix:...` of a filter."""
+        return self.driver.kind == "protocol" or self.driver.name_prefix != ""
 
     @property
     def unfiltered(self) -> "BlockNode":

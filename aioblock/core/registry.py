@@ -47,10 +47,10 @@ def find_driver(name: str) -> type[BlockDriver]:
 
 
 def find_protocol(prefix: str) -> type[BlockDriver] | None:
-    """The protocol driver that a name like `prefix:...` means, or None."""
+    """The driver that a name like `prefix:...` means, or None: a protocol, or a filter that has such names."""
     _load(prefix)
     driver = _drivers.get(prefix)
-    return driver if driver is not None and driver.kind == "protocol" else None
+    return driver if driver is not None and (driver.kind == "protocol" or driver.name_prefix) else None
 
 
 def probe_format(head: bytes, filename: str) -> type[BlockDriver]:

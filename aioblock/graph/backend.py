@@ -3,13 +3,13 @@
 import asyncio
 import errno
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from aioblock.base.buffers import as_view
-from aioblock.base.errors import BlockError
+from aioblock.base.errors import BlockError, message_of
 from aioblock.base.flags import REQ_COMPRESSED, REQ_COPY_ON_READ, REQ_FUA
 from aioblock.blockio.child import Child
 from aioblock.blockio.discard import discard
@@ -25,9 +25,9 @@ from aioblock.core.images import DriverInfo, Prealloc
 from aioblock.core.io import Buffer, ChainStatus, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
+from aioblock.graph.bitmap_verbs import BitmapVerbs
 from aioblock.graph.drain import drained
 from aioblock.graph.extent import Extent, merged
-from aioblock.graph.image_verbs import ImageVerbs
 from aioblock.graph.opening import close_edge
 from aioblock.graph.reopen import reopen
 
@@ -40,7 +40,7 @@ YIELD_AFTER = 64
 """How many requests in a row may complete without suspending before the loop gets a turn: 0.3 ms of cached reads."""
 
 
-class BlockBackend(ImageVerbs):
+class BlockBackend(BitmapVerbs):
     """An open image: every verb a coroutine, each may be cancelled, many at a time.
 
     A cancelled read or status leaves nothing behind. A cancelled write, zeroes, discard, truncate or flush is as if it
@@ -397,13 +397,20 @@ class BlockBackend(ImageVerbs):
 
     # -- the image as a whole ----------------------------------------------------------------------------------------
 
-    async def reopen(self, *, writable: bool | None = None, cache: str | None = None) -> None:
+    async def reopen(
+        self,
+        *,
+        writable: bool | None = None,
+        cache: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Change the mode of the open image; drained and flushed meanwhile. Failed: the old mode holds.
 
+        `options`: runtime options of its driver, laid over those that it was opened with; others cannot change.
         Cancelled: it goes on to its end. Raises: OSError, GraphError, OptionError.
         """
         self._check_open()
-        await run_to_end(reopen(self._root, writable=writable, cache=cache), self._tasks)
+        await run_to_end(reopen(self._root, writable=writable, cache=cache, options=options), self._tasks)
 
     async def close(self) -> None:
         """Wait for what is in flight, flush, and give everything up. A second call only waits for the first.
@@ -435,5 +442,11 @@ class BlockBackend(ImageVerbs):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Close. What ends the block is more than what the close then meets, which becomes a note of it."""
+        try:
+            await self.close()
+        except (OSError, BlockError) as failed:
+            if error is None:
+                raise
+            error.add_note(f"Closing the image failed too: {message_of(failed)}")

@@ -55,6 +55,8 @@ class GraphContext(OpenContext):
         if self.force_share and not node.read_only:
             raise OptionError("force-share=on can only be used with read-only images", option="force-share")
         self.for_check = settings.for_check
+        self.metadata_only = settings.metadata_only
+        self.objects = settings.objects
         discard = reader.take("discard", "unmap" if settings.unmap else "ignore")
         if discard not in _DISCARD:
             raise OptionError("Invalid discard option", option="discard")
@@ -100,8 +102,12 @@ class GraphContext(OpenContext):
 
     def _name_file(self, filename: str) -> None:
         """Put the file name where the driver looks for it. That of a protocol is taken as it is; that of an image may
-        say which protocol it is for.
+        say which protocol it is for; some filters have options in theirs.
         """
+        if self._driver is not None and self._driver.name_prefix:
+            for key, value in self._driver.parse_filename(filename).items():
+                self.options.put(key, value)
+            return
         self.filename = filename if self.is_protocol else strip_protocol(filename)
         if self.is_protocol:
             self.options.put("filename", self.filename)
@@ -130,20 +136,33 @@ class GraphContext(OpenContext):
 
     # -- children ----------------------------------------------------------------------------------------------------
 
-    async def open_child(self, role: Role) -> Child:
+    async def open_child(self, role: Role, filename: str | None = None, *, perm: int = 0, unshared: int = 0) -> Child:
         assert self._driver is not None
-        perm, shared = child_permissions(
+        if filename is not None:
+            self._name_child(role, filename)
+        asked, shared = child_permissions(
             self._driver, role, self.place.perm, self.place.shared, writable=self.place.writable
         )
-        if self.force_share:
-            shared = PERM_ALL
+        perm |= asked
+        shared = PERM_ALL if self.force_share else shared & ~unshared
         if role is Role.FILE and self._probed_file is not None:
             child, self._probed_file = self._probed_file, None
             await update_permissions(child, perm, shared)
         else:
             child = await self._open(role, perm, shared)
+        below = child.node.unfiltered
+        if below is not child.node and role.is_primary:
+            self.filename = below.exact_filename  # names inside an image are relative to where it really lies
         self.filename = self.filename or child.node.exact_filename
         return child
+
+    def _name_child(self, role: Role, filename: str) -> None:
+        """Put the name of a child, as the caller gave it, where its options are. Raises: OptionError."""
+        given = self.options.take(str(role), {})
+        named = to_options(filename)
+        if "filename" in named and role is not Role.TEST:
+            named = {"driver": protocol_of(filename).name, "filename": strip_protocol(filename)}
+        self.options.put(str(role), named | dict(given) if isinstance(given, Mapping) else given)
 
     async def _open(self, role: Role, perm: int, shared: int) -> Child:
         described = self.options.take(str(role))
@@ -152,11 +171,16 @@ class GraphContext(OpenContext):
             if described is None:
                 what = f'A block device must be specified for "{role}"'
             raise OptionError(what, option=str(role))
-        place = self.place._replace(perm=perm, shared=shared, protocol=True)
+        # What is compared with the raw copy is an image, of any format.
+        place = self.place._replace(perm=perm, shared=shared, protocol=role is not Role.TEST)
         # Zeroes are looked for once, at the top.
         opened = await self._open_node(dict(described), replace(self.settings, detect_zeroes="off"), place)
         identity = opened.driver.identity
-        if identity is not None and identity in self.place.layers:
+        if role is Role.DATA_FILE and identity is not None and self.node.file is not None:
+            if identity == self.node.file.node.driver.identity:
+                await self._close_node(opened)
+                raise InvalidImage("The data file is the image itself", filename=self.filename)
+        elif identity is not None and identity in self.place.layers:
             # Before the locks are asked for: a layer that is written would be said to be in use, by this very graph.
             await self._close_node(opened)
             raise InvalidImage("The chain of backing files is a loop", filename=self.filename)
@@ -172,12 +196,14 @@ class GraphContext(OpenContext):
         self.node.children[role] = child
         if role is Role.BACKING:
             self.node.backing = child
-        elif role in (Role.FILE, Role.FILTERED):
+        elif role.is_primary:
             self.node.file = child
         return child
 
     async def open_inner(self, role: Role, name: InnerName | None) -> Child | None:
         given = str(role) in self.options
+        if role is Role.DATA_FILE:
+            return await self._open_data_file(name, given)
         described = self.options.take(str(role), {})
         if role is Role.BACKING:
             self.node.backing_name = name
@@ -190,6 +216,17 @@ class GraphContext(OpenContext):
         except (OSError, BlockError) as error:
             with_context(error, f"Could not open {role} file: ")
             raise
+
+    async def _open_data_file(self, name: InnerName | None, given: bool) -> Child | None:
+        """Guest data is the node's own, and written as the node is; the file that holds it is no image itself."""
+        self.plain = self.plain and not given
+        if given or name is not None:
+            described = self.options.take(str(Role.DATA_FILE), {})
+            if described is None:
+                return None
+            self.options.put(str(Role.DATA_FILE), self._described(Role.DATA_FILE, name, described))
+            return await self.open_child(Role.DATA_FILE)
+        return None
 
     def _described(self, role: Role, name: InnerName | None, given: object) -> dict[str, Any]:
         """The options of an inner file: those that the caller gave, over those that the name in the image means."""

@@ -1,16 +1,19 @@
 """Creating images: the options checked, the storage made, the format written into it."""
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from aioblock.base.errors import NotSupported, OptionError
 from aioblock.base.flags import PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE
 from aioblock.base.options import Options
+from aioblock.blockio.child import Child
 from aioblock.core.driver import BlockDriver
 from aioblock.core.eager import cancelled_once
-from aioblock.core.images import CreateOption
+from aioblock.core.images import CreateOption, Role
+from aioblock.core.objects import NamedObject, find_object
 from aioblock.core.registry import find_driver
-from aioblock.graph.names import protocol_of, strip_protocol
+from aioblock.graph.names import beside, protocol_of, strip_protocol
 from aioblock.graph.opening import close_edge, open_root
 from aioblock.graph.settings import OpenSettings
 
@@ -31,8 +34,12 @@ def create_options(format: str, protocol: type[BlockDriver] | None = None) -> tu
     return tuple(found.values())
 
 
-async def create_image(name: str, format: str, options: Mapping[str, Any]) -> None:
+async def create_image(
+    name: str, format: str, options: Mapping[str, Any], objects: Mapping[str, NamedObject] | None = None
+) -> None:
     """Make an image of a format. `options`: a value for each option that is given, of its kind or as a string.
+
+    `objects`: the named objects that options may refer to by their id.
 
     What was there before under that name is lost. Failed: what is there is no usable image.
     Raises: OptionError before anything is touched; NotSupported; OSError.
@@ -40,6 +47,9 @@ async def create_image(name: str, format: str, options: Mapping[str, Any]) -> No
     protocol = protocol_of(name)
     known = create_options(format, protocol)
     values = typed_options(known, options)
+    for option in known:
+        if option.names is not None and option.name in values:
+            values[option.name] = find_object(objects or {}, values[option.name], option.names)
     driver = find_driver(format)
     path = strip_protocol(name)
     own = {option.name for option in driver.create_options}
@@ -47,18 +57,31 @@ async def create_image(name: str, format: str, options: Mapping[str, Any]) -> No
     if driver.name == "raw":
         await protocol.create_file(path, {key: value for key, value in values.items() if key in below})
         return
-    await protocol.create_file(path, {"size": 0} | {key: values[key] for key in values if key in below - own})
+    files = {Role.FILE: (protocol, path)}
+    for option in known:
+        if option.role is not None and values.get(option.name):
+            other = beside(name, values[option.name])  # where it will be looked for
+            files[option.role] = protocol_of(other), strip_protocol(other)
+    for role, (kind, file) in files.items():
+        extra = {key: values[key] for key in values if key in below - own} if role is Role.FILE else {}
+        await kind.create_file(file, {"size": 0} | extra)
     written = {key: value for key, value in values.items() if key in own}
-    await cancelled_once(_write_format(driver, {"driver": protocol.name, "filename": path}, written), _nothing)
+    await cancelled_once(_write_format(driver, files, written), _nothing)
 
 
-async def _write_format(driver: type[BlockDriver], where: dict[str, Any], values: dict[str, Any]) -> None:
+async def _write_format(
+    driver: type[BlockDriver], files: Mapping[Role, tuple[type[BlockDriver], str]], values: Mapping[str, Any]
+) -> None:
+    """Open the files, and let the driver write its format. Those beside the image go with the values, by their role."""
     perm = PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE
-    file = await open_root(where, OpenSettings(writable=True), perm, PERM_ALL & ~(PERM_WRITE | PERM_RESIZE))
-    try:
-        await driver.create(file, values)
-    finally:
-        await close_edge(file)
+    shared = PERM_ALL & ~(PERM_WRITE | PERM_RESIZE)
+    async with AsyncExitStack() as stack:
+        edges: dict[str, Child] = {}
+        for role, (kind, path) in files.items():
+            where = {"driver": kind.name, "filename": path}
+            edge = edges[str(role)] = await open_root(where, OpenSettings(writable=True), perm, shared)
+            stack.push_async_callback(close_edge, edge)
+        await driver.create(edges.pop(str(Role.FILE)), {**values, **edges})
 
 
 async def _nothing(_: None) -> None:

@@ -43,6 +43,8 @@ async def drained(root: BlockNode) -> AsyncIterator[None]:
     for gate in gates:
         gate.stop()
     begun: list[BlockNode] = []
+    for node in nodes:
+        node.driver.let_go()
     try:
         for gate in gates:
             await gate.idle()
@@ -58,5 +60,7 @@ async def drained(root: BlockNode) -> AsyncIterator[None]:
         for node in begun:
             node.quiesced -= 1
             node.driver.drain_end()
+        for node in nodes:
+            node.driver.hold_back()
         for gate in gates:
             gate.go_on()

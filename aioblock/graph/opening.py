@@ -111,8 +111,8 @@ async def _open_driver(node: BlockNode, context: GraphContext) -> BlockDriver:
     driver = await driver_class.open(context)
     try:
         if unknown := context.options.leftover():
-            kind = "protocol" if driver_class.kind == "protocol" else "format"
-            not_ = "doesn't" if driver_class.kind == "protocol" else "does not"
+            named = driver_class.kind == "protocol" or driver_class.name_prefix
+            kind, not_ = ("protocol", "doesn't") if named else ("format", "does not")
             raise OptionError(
                 f"Block {kind} '{driver_class.name}' {not_} support the option '{unknown[0]}'", option=unknown[0]
             )
@@ -127,8 +127,11 @@ def _name_node(node: BlockNode, driver: BlockDriver, context: GraphContext) -> N
     """The names by which a node is shown, once all its children are there; and the options that open it again."""
     if driver.kind == "protocol":
         node.exact_filename = context.filename
-    elif context.plain and driver.kind == "format" and node.file is not None and node.file.node.is_protocol:
+    elif driver.name_prefix:
+        node.exact_filename = driver.exact_filename
+    elif context.plain and driver.kind == "format" and node.file is not None and node.file.node.is_named:
         node.exact_filename = node.file.node.exact_filename
+    node.runtime_options = {key: value for key, value in node.options.items() if key in driver.runtime_options}
     described: dict[str, Any] = {"driver": driver.name}
     if driver.kind == "protocol" and context.filename:
         described["filename"] = context.filename

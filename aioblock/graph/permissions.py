@@ -9,6 +9,7 @@ What an edge asks, by the kind of its parent (what QEMU's programs do, seen from
     backend     -         read, write if writable, resize if asked   all
     format      file      read; write and resize if writable         read, write-unchanged
     raw, filter file      as its own parents                         as its own parents
+    any         log       read, write and resize                     read, write-unchanged
     any         backing   read                                       all, or read and write-unchanged if the parents
                                                                      do not share writing
 """
@@ -52,6 +53,8 @@ def child_permissions(
     """What the edge from a node to its child asks and shares, when the node's parents ask `perm`, share `shared`."""
     if role is Role.BACKING:
         return PERM_CONSISTENT_READ, PERM_ALL if shared & PERM_WRITE else _UNTOUCHED
+    if role is Role.LOG:
+        return PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE, _UNTOUCHED
     if driver.kind == "filter" or driver.name == "raw":
         return perm, shared
     asked = PERM_CONSISTENT_READ

@@ -1,7 +1,11 @@
 """Reopen: change between read-only and writable, or the cache mode, of a graph that stays open."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from aioblock.base.errors import OptionError
 from aioblock.base.flags import PERM_CONSISTENT_READ, PERM_WRITE
+from aioblock.base.options import Options, flatten, nest, overlaid
 from aioblock.blockio.child import Child
 from aioblock.blockio.flush import flush
 from aioblock.core.context import CacheMode
@@ -30,17 +34,44 @@ def cache_mode(name: str) -> CacheMode:
         raise OptionError(f"Invalid cache mode '{name}'", option="cache") from None
 
 
-async def reopen(root: Child, *, writable: bool | None = None, cache: str | None = None) -> None:
+async def reopen(
+    root: Child,
+    *,
+    writable: bool | None = None,
+    cache: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Change the mode of a graph; layers below the top stay read-only. Drained and flushed meanwhile.
+
+    `options`: runtime options of the top node's driver, laid over those that it was opened with.
 
     Failed: the old mode holds. Raises: OSError, GraphError, OptionError.
     """
     read_only = root.node.read_only if writable is None else not writable
     mode = root.node.cache if cache is None else cache_mode(cache)
-    async with drained(root.node):
+    async with root.node.alone, drained(root.node):
         if not root.node.read_only:
             await flush(root.node)
-        await _change(root, read_only, mode)
+        before = root.node.reopened_with
+        if options:
+            _change_options(root.node, nest(options))
+        try:
+            await _change(root, read_only, mode)
+        except BaseException:
+            if options:
+                _change_options(root.node, before)
+            raise
+
+
+def _change_options(node: BlockNode, options: Mapping[str, Any]) -> None:
+    """Have the driver take runtime options, over those of the opening. Raises: OptionError; nothing has changed."""
+    names = node.driver.runtime_options
+    for name, value in flatten(options).items():
+        if name.partition(".")[0] not in names and node.options.get(name) != value:
+            raise OptionError(f"Cannot change the option '{name}'", option=name)
+    wanted = {name: value for name, value in options.items() if name in names}
+    node.driver.change_options(Options(overlaid(node.runtime_options, wanted)), unmap=node.unmap)
+    node.reopened_with = wanted
 
 
 async def _change(root: Child, read_only: bool, mode: CacheMode) -> None:

@@ -1,9 +1,11 @@
 """What holds for a graph while it is opened, and for a place in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aioblock.core.context import CacheMode
+from aioblock.core.objects import NamedObject
 from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
 
 __all__ = ["MAX_DEPTH", "OpenSettings", "Place"]
@@ -28,6 +30,9 @@ class OpenSettings:
     probe: bool | None = None
     """Whether formats may be guessed; None: of the top image, if it is opened read-only."""
     for_check: bool = False
+    metadata_only: bool = False
+    objects: Mapping[str, NamedObject] = field(default_factory=dict)
+    """The named objects that options may refer to."""
     max_depth: int = MAX_DEPTH
     names: set[str] = field(default_factory=set)
     """The names that the caller gave to nodes of this graph."""

@@ -7,11 +7,12 @@ they are used.
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aioblock import BlockBackend
+    from aioblock import BlockBackend, NamedObject
 
 __all__ = [
     "CACHE_MODES",
@@ -19,14 +20,15 @@ __all__ = [
     "Interrupted",
     "ProgramError",
     "error_text",
+    "define_object",
     "fail",
     "finish",
     "image_options",
+    "objects",
     "open_image",
     "print_error",
     "print_version",
     "program_name",
-    "refuse_object",
     "run",
 ]
 
@@ -90,17 +92,36 @@ def error_text(error: BaseException) -> str:
     return message_of(error)
 
 
-def refuse_object(definition: str) -> ProgramError:
-    """The error for `--object`: no kind of user-creatable object exists here."""
-    from aioblock import OptionError, parse_keyval
+objects: "dict[str, NamedObject]" = {}
+"""What `--object` defined, by id."""
 
+
+def define_object(definition: str, status: int = 1) -> None:
+    """Take the value of one `--object`. Raises: ProgramError with that status, or 0 where it asked for help."""
+    from aioblock import BlockError, make_object
+
+    words = [word for word in definition.replace(",,", "").split(",") if word in ("help", "?")]
+    if words and not definition.startswith("{"):
+        _print_object_help(definition.partition(",")[0].removeprefix("qom-type="))
+        raise ProgramError("", 0)
     try:
-        kind = parse_keyval(definition, implied="qom-type").get("qom-type")
-    except OptionError as error:
-        return ProgramError(error_text(error))
-    if not kind:
-        return ProgramError("Parameter 'qom-type' is missing")
-    return ProgramError(f"--object: objects of type '{kind}' are not supported")
+        id, made = make_object(definition, objects)
+    except (OSError, BlockError) as error:
+        raise ProgramError(error_text(error), status) from error
+    objects[id] = made
+
+
+def _print_object_help(kind: str) -> None:
+    from aioblock import OBJECT_TYPES
+
+    if kind in OBJECT_TYPES:
+        print(f"{kind} options:")
+        for name, value in sorted(OBJECT_TYPES[kind].properties.items()):
+            print(f"  {name}=<{value}>")
+        return
+    print("List of user creatable objects:")
+    for name in sorted(OBJECT_TYPES):
+        print(f"  {name}")
 
 
 # Opening
@@ -123,6 +144,7 @@ async def open_image(
     image_opts: bool = False,
     format: str | None = None,
     writable: bool = False,
+    resize: bool = False,
     cache: str = "writeback",
     discard: str = "ignore",
     detect_zeroes: str = "off",
@@ -130,6 +152,7 @@ async def open_image(
     force_share: bool = False,
     backing: bool = True,
     for_check: bool = False,
+    metadata_only: bool = False,
     options: dict[str, Any] | None = None,
 ) -> "BlockBackend":
     """Open an image as the programs do: names inside images are followed wherever they lead.
@@ -149,6 +172,7 @@ async def open_image(
         format=format,
         options=options,
         writable=writable,
+        resize=resize,
         cache=CACHE_MODES[cache],
         discard=DISCARD_MODES[discard],
         detect_zeroes=detect_zeroes,
@@ -157,6 +181,8 @@ async def open_image(
         backing=backing,
         probe=True,
         for_check=for_check,
+        metadata_only=metadata_only,
+        objects=objects,
         trust=aioblock.TRUST_ALL,
     )
     if writable and format is None and disk.node.driver.name == "raw" and not _names_driver(described):
@@ -191,6 +217,25 @@ def _new_loop(fast: bool) -> Any:
     return asyncio.new_event_loop()
 
 
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Print to stderr what the library logs, such as a corruption it found, behind what was printed before."""
+    import logging
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sys.stdout.flush()
+            print(record.getMessage(), file=sys.stderr, flush=True)
+
+    log = logging.getLogger("aioblock")
+    handler = Shown()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def run(main: Callable[[], Coroutine[Any, Any, int | None]], *, fast: bool = True) -> int:
     """Run a coroutine function to its end; returns what it returns, None being 0.
 
@@ -200,7 +245,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int | None]], *, fast: bool = Tru
     import asyncio
 
     caught: list[int] = []
-    with asyncio.Runner(loop_factory=lambda: _new_loop(fast)) as runner:
+    with _log_shown(), asyncio.Runner(loop_factory=lambda: _new_loop(fast)) as runner:
         loop = runner.get_loop()
 
         async def guarded() -> int | None:
@@ -252,6 +297,11 @@ def finish(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return 1
+    except OSError as error:  # met at the close of an image, when all else had gone well
+        print_error(error_text(error))
+        return 1
+    finally:
+        objects.clear()
     return status
 
 

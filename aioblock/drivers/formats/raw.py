@@ -3,19 +3,20 @@
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aioblock.base.errors import BlockError, NotSupported, OptionError
 from aioblock.base.flags import OFFSET_VALID, RAW, REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK, REQ_UNCHANGED
 from aioblock.core.driver import BlockDriver
-from aioblock.core.images import SIZE_OPTION, Prealloc, Role
+from aioblock.core.images import SIZE_OPTION, Measurement, Prealloc, Role
 from aioblock.core.io import Status
 from aioblock.core.limits import BlockLimits
 from aioblock.core.registry import PROBE_BYTES, probe_format
 
 if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
+    from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.io import BlockIO
 
 __all__ = ["RawDriver"]
@@ -46,6 +47,7 @@ class RawDriver(BlockDriver):
         self._probed = probed
         self._head = asyncio.Lock()  # held while the first bytes of a probed image are looked at and changed
         self.limits = BlockLimits()
+        self.debugger = file.node.debugger
 
     def __repr__(self) -> str:
         where = "" if not self._offset and self._size is None else f" offset={self._offset} size={self._size}"
@@ -84,6 +86,18 @@ class RawDriver(BlockDriver):
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:
         """An empty raw image is a file of that length."""
         await file.truncate(options.get("size") or 0, exact=False)
+
+    @classmethod
+    async def measure(
+        cls,
+        options: Mapping[str, Any],
+        size: int,
+        data: AsyncIterable[tuple[int, int]] | None,
+        bitmaps: "Iterable[DirtyBitmap] | None",
+    ) -> Measurement:
+        """As long as the disk, in whole sectors, wherever its data is."""
+        nbytes = -(-size // _SECTOR) * _SECTOR
+        return Measurement(nbytes, nbytes, None)
 
     async def close(self) -> None:
         """Nothing of its own to give up."""

@@ -1,18 +1,32 @@
-"""aioblock-img: make, inspect, convert, compare and check disk images; the arguments are those of QEMU's qemu-img."""
+"""aioblock-img: make, inspect, copy, compare and check disk images; the arguments are those of QEMU's qemu-img."""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ..program import ProgramError, fail, finish, print_version, program_name
+from ..program import ProgramError, finish, print_version, program_name
 from .command import HelpAsked, usage_error
 
 __all__ = ["main"]
 
-COMMANDS = ("bench", "check", "compare", "convert", "create", "info", "map")
+COMMANDS = (
+    "amend",
+    "bench",
+    "bitmap",
+    "check",
+    "commit",
+    "compare",
+    "convert",
+    "create",
+    "dd",
+    "info",
+    "map",
+    "measure",
+    "rebase",
+    "resize",
+    "snapshot",
+)
 """Each is a module of this package, imported when it is asked for, with a `main(argv)` and a `USAGE`."""
-
-NOT_BUILT = ("amend", "bitmap", "commit", "dd", "measure", "rebase", "resize", "snapshot")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +54,6 @@ def _dispatch(words: list[str]) -> int:
     if not words:
         raise usage_error("Not enough arguments")
     command, *rest = words
-    if command in NOT_BUILT:
-        return fail(f"{command}: not built yet")
     if command not in COMMANDS:
         raise usage_error(f"Command not found: {command}")
     try:
@@ -56,7 +68,6 @@ def _help() -> int:
     print("Standard options:\n  -h, --help     show this text\n  -V, --version  show the version\n\nCommands:")
     for command in COMMANDS:
         print(f"  {command} {import_module(f'{__name__}.{command}').USAGE}")
-    print("\nNot built yet: " + " ".join(NOT_BUILT))
     print("\nSizes take the suffixes k, M, G, T, P and E (powers of 1024). Cache modes of -t and -T: none, writeback,")
     print("writethrough, directsync, unsafe.")
     import aioblock

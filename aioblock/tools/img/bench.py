@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from ..program import CACHE_MODES, ProgramError, error_text, refuse_object, run
+from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
 from .command import MAX_LENGTH, Options, check_image_opts, opened, parse_number, parse_size_argument
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         elif option == "no-drain":
             asked.drain = False
         elif option == "object":
-            raise refuse_object(value)
+            define_object(value)
         elif option == "image-opts":
             image_opts = True
     name = options.one_image()

@@ -1,11 +1,13 @@
 """`check`: look for errors in the metadata of an image, and repair them where asked."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..program import CACHE_MODES, ProgramError, error_text, refuse_object, run
+from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
 from .command import Options, check_image_opts, opened, parse_output, usage_error
+from .progress import Progress
 from .qjson import to_json
 
 if TYPE_CHECKING:
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["USAGE", "main"]
 
 USAGE = (
-    "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename"
+    "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache]"
+    " [-p] [-U] filename"
 )
 
 _LONG = {
@@ -24,6 +27,7 @@ _LONG = {
     "object": "object:",
     "image-opts": "image-opts",
     "force-share": "U",
+    "progress": "p",
 }
 
 _FAILED, _CORRUPT, _LEAKED, _NOT_SUPPORTED = 1, 2, 3, 63
@@ -34,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     format: str | None = None
     repair = ""
     cache = "writeback"
-    json = quiet = image_opts = force_share = False
-    options = Options(argv, "f:r:T:qU", _LONG)
+    json = quiet = image_opts = force_share = shown = False
+    options = Options(argv, "f:r:T:pqU", _LONG)
     for option, value in options:
         if option == "f":
             format = value
@@ -49,16 +53,20 @@ def main(argv: Sequence[str]) -> int:
             quiet = True
         elif option == "U":
             force_share = True
+        elif option == "p":
+            shown = True
         elif option == "output":
             json = parse_output(value)
         elif option == "object":
-            raise refuse_object(value)
+            define_object(value)
         elif option == "image-opts":
             image_opts = True
     name = options.one_image()
     if cache not in CACHE_MODES:
         raise ProgramError(f"Invalid source cache option: {cache}")
     check_image_opts(image_opts, format)
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that a check has no use for
 
     async def body() -> int:
         async with opened(
@@ -70,20 +78,20 @@ def main(argv: Sequence[str]) -> int:
             force_share=force_share,
             for_check=True,
         ) as disk:
-            return await _check(disk, name, repair, json, quiet)
+            return await _check(disk, name, repair, json, quiet, Progress(shown and not quiet and not json))
 
     return run(body, fast=False)
 
 
-async def _check(disk: "BlockBackend", name: str, repair: str, json: bool, quiet: bool) -> int:
-    result = await _checked(disk, fix_leaks=bool(repair), fix_errors=repair == "all")
+async def _check(disk: "BlockBackend", name: str, repair: str, json: bool, quiet: bool, progress: Progress) -> int:
+    result = await _checked(disk, progress, fix_leaks=bool(repair), fix_errors=repair == "all")
     fixed_leaks, fixed_corruptions = result.leaks_fixed, result.corruptions_fixed
     if fixed_leaks or fixed_corruptions:
         if not json and not quiet:
             print("The following inconsistencies were found and repaired:\n")
             print(f"    {fixed_leaks} leaked clusters\n    {fixed_corruptions} corruptions\n")
             print("Double checking the fixed image now...")
-        result = await _checked(disk)
+        result = await _checked(disk, progress)
         result.leaks_fixed, result.corruptions_fixed = fixed_leaks, fixed_corruptions
     if not quiet:
         if json:
@@ -97,16 +105,20 @@ async def _check(disk: "BlockBackend", name: str, repair: str, json: bool, quiet
     return _LEAKED if result.leaks else 0
 
 
-async def _checked(disk: "BlockBackend", *, fix_leaks: bool = False, fix_errors: bool = False) -> "CheckResult":
+async def _checked(
+    disk: "BlockBackend", progress: Progress, *, fix_leaks: bool = False, fix_errors: bool = False
+) -> "CheckResult":
     """Check once, and print to stderr what was found. Raises: ProgramError."""
     from aioblock import BlockError, NotSupported
 
+    progress.begin()
     try:
-        result = await disk.check(fix_leaks=fix_leaks, fix_errors=fix_errors)
+        result = await disk.check(fix_leaks=fix_leaks, fix_errors=fix_errors, progress=progress)
     except NotSupported as error:
         raise ProgramError(error_text(error), _NOT_SUPPORTED) from error
     except (OSError, BlockError) as error:
         raise ProgramError(f"Check failed: {error_text(error)}", _FAILED) from error
+    progress.end()
     for finding in result.findings:
         print(finding.message, file=sys.stderr)
     return result

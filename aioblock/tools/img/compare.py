@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..program import CACHE_MODES, ProgramError, error_text, refuse_object, run
+from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
 from .command import SECTOR, Options, check_image_opts, opened, usage_error
 from .progress import Progress
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         elif option == "U":
             force_share = True
         elif option == "object":
-            error = refuse_object(value)
-            error.status = _NOT_OPENED
-            raise error
+            define_object(value, _NOT_OPENED)
         elif option == "image-opts":
             image_opts = True
     names = options.operands

@@ -1,14 +1,16 @@
 """`convert`: copy images into a new one, perhaps of another format."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..program import CACHE_MODES, ProgramError, error_text, print_error, refuse_object, run
+from ..program import CACHE_MODES, ProgramError, define_object, error_text, objects, print_error, run
+from .bitmap_copy import check_source_bitmaps, copy_bitmaps
 from .command import SECTOR, Options, check_image_opts, opened, parse_number, parse_size_argument
 from .create import OptionList, creation_error, print_option_help, typed
 from .progress import Progress
+from .snapshot_source import opened_at, parse_snapshot
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -48,7 +50,7 @@ class _Asked:
     backing_format: str | None = None
     image_opts = target_image_opts = target_is_zero = False
     force_share = compressed = shown = quiet = skip_create = offload = salvage = bitmaps = skip_broken = False
-    snapshot: str | None = None
+    snapshot: str | dict[str, str] | None = None
     sparse: int | None = None
     rate = 0
     workers = 8
@@ -67,7 +69,6 @@ class _Asked:
             "O": "target_format",
             "B": "backing",
             "F": "backing_format",
-            "l": "snapshot",
             "t": "cache",
             "T": "source_cache",
         }
@@ -91,6 +92,8 @@ class _Asked:
             setattr(self, switches[option], True)
         elif option == "W":
             self.in_order = False
+        elif option == "l":
+            self.snapshot = parse_snapshot(value)
         elif option == "o":
             self.given.add(value)
         elif option == "S":
@@ -107,7 +110,7 @@ class _Asked:
         elif option == "r":
             self.rate = parse_size_argument("rate limit", value)
         else:
-            raise refuse_object(value)
+            define_object(value)
 
     def check(self) -> None:
         """Refuse what does not go together. Raises: ProgramError."""
@@ -131,10 +134,8 @@ class _Asked:
             raise ProgramError(f"Invalid source cache option: {self.source_cache}")
         check_image_opts(self.image_opts, self.format)
         check_image_opts(self.target_image_opts, self.target_format)
-        if self.snapshot is not None:
-            raise ProgramError("-l: reading an internal snapshot is not built yet")
-        if self.bitmaps:
-            raise ProgramError("--bitmaps: copying bitmaps is not built yet")
+        if self.bitmaps and len(self.sources) > 1:
+            raise ProgramError("Copying bitmaps only possible with single source")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,18 +157,11 @@ def main(argv: Sequence[str]) -> int:
 
 async def _convert(asked: _Asked, progress: Progress) -> None:
     async with AsyncExitStack() as stack:
-        sources = [
-            await stack.enter_async_context(
-                opened(
-                    name,
-                    image_opts=asked.image_opts,
-                    format=asked.format,
-                    cache=asked.source_cache,
-                    force_share=asked.force_share,
-                )
-            )
-            for name in asked.sources
-        ]
+        sources = [await stack.enter_async_context(_source(asked, name)) for name in asked.sources]
+        if asked.snapshot is not None and len(sources) > 1:
+            raise ProgramError("No support for concatenating multiple snapshot")
+        if asked.bitmaps:
+            check_source_bitmaps(sources[0], asked.skip_broken)
         if asked.cache not in CACHE_MODES:
             raise ProgramError(f"Invalid cache option: {asked.cache}")
         total = sum(-(-source.length // SECTOR) * SECTOR for source in sources)
@@ -185,9 +179,21 @@ async def _convert(asked: _Asked, progress: Progress) -> None:
         keep_backing = "backing_file" in values
         async with _new_file(asked.target):
             await _create(asked.target, format, values)
-            async with _target(asked) as target:
+            async with _target(asked, values) as target:
                 is_zero = target.node.driver.has_zero_init()
                 await _copy(asked, sources, target, keep_backing, is_zero, progress)
+
+
+def _source(asked: _Asked, name: str) -> "AbstractAsyncContextManager[BlockBackend]":
+    how: dict[str, Any] = {
+        "image_opts": asked.image_opts,
+        "format": asked.format,
+        "cache": asked.source_cache,
+        "force_share": asked.force_share,
+    }
+    if asked.snapshot is None or len(asked.sources) > 1:
+        return opened(name, **how)
+    return opened_at(name, asked.snapshot, **how)
 
 
 def _target_options(asked: _Asked, format: str) -> dict[str, Any]:
@@ -236,13 +242,14 @@ async def _create(name: str, format: str, values: dict[str, Any]) -> None:
     import aioblock
 
     try:
-        await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL)
+        await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL, objects=objects)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(f"{name}: error while converting {format}: {creation_error(error, format)}") from error
 
 
-def _target(asked: _Asked) -> "AbstractAsyncContextManager[BlockBackend]":
-    """The target, open to be written."""
+def _target(asked: _Asked, created: Mapping[str, Any] | None = None) -> "AbstractAsyncContextManager[BlockBackend]":
+    """The target, open to be written; where it was created with a secret, with the same one."""
+    secrets = {name: value for name, value in (created or {}).items() if name.endswith("key-secret")}
     return opened(
         asked.target,
         image_opts=asked.target_image_opts,
@@ -250,6 +257,7 @@ def _target(asked: _Asked) -> "AbstractAsyncContextManager[BlockBackend]":
         writable=True,
         cache=asked.cache,
         discard="ignore" if asked.sparse == 0 else "unmap",
+        options=secrets,
     )
 
 
@@ -284,6 +292,8 @@ async def _copy(
         if not asked.quiet:
             print_error(f"warning: error while reading offset {offset}: {error_text(error)}")
 
+    if asked.bitmaps and not target.stores_bitmaps:
+        raise ProgramError(f"Format driver '{target.node.driver.name}' does not support bitmaps")
     try:
         await aioblock.convert(
             sources,
@@ -300,3 +310,5 @@ async def _copy(
         )
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
+    if asked.bitmaps:
+        await copy_bitmaps(sources[0], target)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..program import ProgramError, error_text, fail, open_image, refuse_object, run
+from ..program import ProgramError, define_object, error_text, fail, objects, open_image, run
 from .command import SECTOR, Options, parse_size_argument, usage_error
 from .paths import actual_path
 
@@ -18,6 +18,7 @@ __all__ = [
     "creation_error",
     "format_options",
     "main",
+    "option_line",
     "print_option_help",
     "typed",
 ]
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         elif option == "u":
             unsafe = True
         elif option == "object":
-            raise refuse_object(value)
+            define_object(value)
     operands = options.operands
     if given.asks_help:
         return print_option_help(format, operands[0] if operands else None)
@@ -122,7 +123,7 @@ async def _create(
             raise aioblock.OptionError("Image creation needs a size parameter")
         if not quiet:
             print(f"Formatting '{name}', fmt={format} {format_options(known, values)}", flush=True)
-        await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL)
+        await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL, objects=objects)
     except (OSError, aioblock.BlockError) as error:
         return fail(f"{name}: {creation_error(error, format)}")
     return 0
@@ -153,7 +154,9 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
         format = values.get("backing_fmt")
         try:
             # Another process may be writing it: only its size is looked at.
-            async with await open_image(actual_path(name, backing) or backing, format=format, force_share=True) as disk:
+            async with await open_image(
+                actual_path(name, backing) or backing, format=format, force_share=True, metadata_only=True
+            ) as disk:
                 detected = disk.node.driver.name
                 values.setdefault("size", -(-disk.length // SECTOR) * SECTOR)
         except (OSError, aioblock.BlockError) as error:
@@ -222,12 +225,17 @@ def print_option_help(format: str, name: str | None) -> int:
         return fail(error_text(error))
     print(f"Supported {format} options:" if name is None else "Supported options:")
     for option in sorted(known, key=lambda option: option.name):
-        print(f"  {option.name + '=' + _KINDS[option.kind]:<22} - {option.help}")
+        print(option_line(option))
     if name is None:
         print("\nThe protocol level may support further options.")
         print("Specify the target filename to include those options.")
     sys.stdout.flush()
     return 0
+
+
+def option_line(option: "CreateOption") -> str:
+    """How an option is shown in a list of them."""
+    return f"  {option.name + '=' + _KINDS[option.kind]:<22} - {option.help}"
 
 
 def creation_error(error: Exception, format: str) -> str:

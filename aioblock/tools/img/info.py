@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..program import ProgramError, error_text, open_image, print_error, refuse_object, run
+from ..program import ProgramError, define_object, error_text, open_image, run
 from .command import SECTOR, Options, check_image_opts, parse_output
 from .paths import actual_path
 from .qjson import to_json
+from .snapshot_list import snapshot_facts, snapshot_list
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         elif option == "image-opts":
             image_opts = True
         elif option == "object":
-            raise refuse_object(value)
+            define_object(value)
     name = options.one_image()
     check_image_opts(image_opts, format)
     return run(lambda: _info(name, format, json, chain, image_opts, force_share), fast=False)
@@ -71,11 +72,11 @@ async def _image(name: str, format: str | None, image_opts: bool, force_share: b
     from aioblock import BlockError
 
     try:
-        disk = await open_image(name, image_opts=image_opts, format=format, force_share=force_share, backing=False)
+        disk = await open_image(
+            name, image_opts=image_opts, format=format, force_share=force_share, backing=False, metadata_only=True
+        )
         async with disk:
             facts = await _facts(disk)
-            if snapshots := disk.info().snapshots:
-                print_error(f"warning: '{name}' has {snapshots} internal snapshots; listing them is not built yet")
             return facts, _text(facts, disk)
     except (OSError, BlockError) as error:
         raise ProgramError(f"Could not open '{name}': {error_text(error)}") from error
@@ -85,6 +86,7 @@ async def _facts(disk: "BlockBackend") -> dict[str, Any]:
     """What is known of an image, in the order in which QEMU prints it as JSON."""
     info, driver = disk.info(), disk.node.driver
     facts: dict[str, Any] = {
+        "snapshots": snapshot_facts(disk.snapshots()) or None,
         "backing-filename-format": info.backing.format if info.backing else None,
         "virtual-size": -(-disk.length // SECTOR) * SECTOR,
         "filename": disk.name,
@@ -133,6 +135,7 @@ def _text(facts: dict[str, Any], disk: "BlockBackend") -> str:
         lines.append(f"backing file: {name}{where}")
     if "backing-filename-format" in facts:
         lines.append(f"backing file format: {facts['backing-filename-format']}")
+    lines += snapshot_list(disk.snapshots())
     details = disk.info().lines
     if details:
         lines.append("Format specific information:")

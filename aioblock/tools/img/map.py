@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from ..program import ProgramError, error_text, refuse_object, run
+from ..program import ProgramError, define_object, error_text, run
 from .command import SECTOR, Options, check_image_opts, opened, parse_output, parse_size_argument
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         elif option == "l":
             length = parse_size_argument("max length", value)
         elif option == "object":
-            raise refuse_object(value)
+            define_object(value)
         elif option == "image-opts":
             image_opts = True
     name = options.one_image()

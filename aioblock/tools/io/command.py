@@ -1,5 +1,7 @@
 """What a command is, and how its own options are read."""
 
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -79,10 +81,13 @@ def parse_lengths(texts: list[str]) -> int:
 
 def failure_text(error: BaseException) -> str:
     """What a failed request says: the text of its errno, else its message."""
-    import os
+    from aioblock import VerifyError, message_of
 
-    from aioblock import message_of
-
+    if isinstance(error, VerifyError):
+        # Images that must be the same are not. Nothing after that means anything, so the program ends, as QEMU's does.
+        sys.stdout.flush()
+        print(message_of(error), file=sys.stderr, flush=True)
+        os._exit(1)
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return message_of(error)

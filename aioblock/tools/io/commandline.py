@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..arguments import ArgumentError, Arguments
-from ..program import ProgramError, print_error, print_version, program_name, refuse_object
+from ..program import ProgramError, define_object, print_error, print_version, program_name
 from .opening import Mode
 from .tracing import check_trace
 
@@ -49,7 +49,7 @@ Read and write a disk image, request by request
   -T, --trace WHAT       [[enable=]PATTERN][,events=FILE][,file=FILE]; there are no events yet
   -U, --force-share      let others change the image meanwhile
       --image-opts       FILE is an option string: driver=qcow2,file.filename=x
-      --object WHAT      not supported yet
+      --object WHAT      define an object: secret,id=ID,data=...|file=...,format=raw|base64
   -h, --help             show this text
   -V, --version          show the version
 
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str]) -> CommandLine | int:
                 case "image-opts":
                     asked.image_opts = True
                 case "object":
-                    raise refuse_object(value)
+                    define_object(value)
                 case _:
                     asked.mode.take(option, value)
     except ArgumentError as error:

@@ -6,13 +6,12 @@ import os
 import signal
 import sys
 
-from ..program import ProgramError
 from .command import Words
 from .failures import CommandFailed
 from .numbers import parse_bytes, parse_integer
 from .session import Session
 
-__all__ = ["abort", "not_built", "quit_", "sigraise", "sleep"]
+__all__ = ["abort", "quit_", "sigraise", "sleep"]
 
 
 async def quit_(session: Session, words: Words) -> None:
@@ -43,8 +42,3 @@ async def sigraise(session: Session, words: Words) -> None:
 async def abort(session: Session, words: Words) -> None:
     """End the program at once: nothing is flushed, nothing closed."""
     os.abort()
-
-
-async def not_built(session: Session, words: Words) -> None:
-    """A command that is known and not there yet. Raises: ProgramError."""
-    raise ProgramError(f"the command {words[0]} is not built yet: it needs the driver 'blkdebug'")

@@ -6,7 +6,7 @@ from .failures import CommandFailed, WrongUsage
 from .numbers import MAX_REQUEST, parse_bytes, parse_pattern
 from .report import Stopwatch, dump, report
 from .session import Session
-from .vmstate import refuse_vm_state, require_sectors
+from .vmstate import require_sectors
 
 __all__ = ["Wish", "read", "readv", "show"]
 
@@ -65,8 +65,7 @@ async def read(session: Session, words: Words) -> None:
         raise CommandFailed("pattern verification range exceeds end of read data")
     if vm_state:
         require_sectors(offset, nbytes)
-        raise refuse_vm_state(words)
-    await _read(session, "read", offset, nbytes, wish)
+    await _read(session, "read", offset, nbytes, wish, vm_state=vm_state)
 
 
 async def readv(session: Session, words: Words) -> None:
@@ -80,13 +79,16 @@ async def readv(session: Session, words: Words) -> None:
     await _read(session, "readv", offset, parse_lengths(lengths), wish)
 
 
-async def _read(session: Session, verb: str, offset: int, nbytes: int, wish: Wish) -> None:
+async def _read(session: Session, verb: str, offset: int, nbytes: int, wish: Wish, *, vm_state: bool = False) -> None:
     from aioblock import BlockError
 
     data = unread(nbytes)
     watch = Stopwatch()
     try:
-        await session.disk.readinto(offset, data)
+        if vm_state:
+            data = await session.disk.vm_state_read(offset, nbytes)
+        else:
+            await session.disk.readinto(offset, data)
     except (OSError, BlockError) as error:
         raise CommandFailed(f"{verb} failed: {failure_text(error)}") from None
     watch.stop()

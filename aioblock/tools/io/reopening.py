@@ -45,10 +45,12 @@ async def reopen(session: Session, words: Words) -> None:
         if cache is not None:
             raise ProgramError("Cannot set both -c and the cache options")
         cache = _changed_cache(disk, options)
-    for name, value in options.items():
-        if disk.node.options.get(name) != value:
-            raise ProgramError(f"Cannot change the option '{name}'")
-    await disk.reopen(writable=writable, cache=cache)
+    if {"overlap-check", "overlap-check.template"} <= options.keys():
+        raise ProgramError(
+            f"Conflicting values for qcow2 options 'overlap-check' ('{options['overlap-check']}') and "
+            f"'overlap-check.template' ('{options['overlap-check.template']}')"
+        )
+    await disk.reopen(writable=writable, cache=cache, options=options)
 
 
 def _take_switch(options: dict[str, Any], name: str) -> bool:

@@ -2,9 +2,10 @@
 
 from .aio import aio_flush, aio_read, aio_write
 from .asking import alloc, info, length, map_
+from .breaking import break_, remove_break, resume, wait_break
 from .changing import discard, flush, truncate
 from .command import Command, Words
-from .control import abort, not_built, quit_, sigraise, sleep
+from .control import abort, quit_, sigraise, sleep
 from .failures import CommandFailed
 from .opening import close, open_
 from .reading import read, readv
@@ -82,9 +83,7 @@ COMMANDS = (
         least=1,
         most=2,
     ),
-    Command(
-        "break", not_built, "sets a breakpoint on event and tags the stopped request as tag", "event tag", "", 2, 2
-    ),
+    Command("break", break_, "sets a breakpoint on event and tags the stopped request as tag", "event tag", "", 2, 2),
     Command("close", close, "close the current open file", alias="c"),
     Command(
         "discard",
@@ -134,7 +133,7 @@ The image is writable and every write stable when it is done, unless an option s
         "r",
         least=2,
         most=None,
-        help=" -b  the VM state (not built yet)\n"
+        help=" -b  the VM state, which lies behind the disk\n"
         + " -l  with -P: how much of what was read is checked\n"
         + " -s  with -P: where in it the check begins\n"
         + " -p  nothing, for old scripts\n"
@@ -150,7 +149,7 @@ The image is writable and every write stable when it is done, unless an option s
         most=None,
         help=_CHECKS + _REPORTS,
     ),
-    Command("remove_break", not_built, "remove a breakpoint by tag", "tag", "", 1, 1),
+    Command("remove_break", remove_break, "remove a breakpoint by tag", "tag", "", 1, 1),
     Command(
         "reopen",
         reopen,
@@ -160,7 +159,7 @@ The image is writable and every write stable when it is done, unless an option s
         help=" -r  read-only\n -w  writable\n -c  the cache mode, as -t of open takes it\n"
         + " -o  read-only, cache.direct and cache.no-flush\n",
     ),
-    Command("resume", not_built, "resumes the request tagged as tag", "tag", "", 1, 1),
+    Command("resume", resume, "resumes the request tagged as tag", "tag", "", 1, 1),
     Command("sigraise", sigraise, "raises a signal", "signal", "", 1, 1, needs_image=False),
     Command("sleep", sleep, "waits for the given value in milliseconds", "", "", 1, 1, needs_image=False),
     Command(
@@ -174,7 +173,7 @@ The image is writable and every write stable when it is done, unless an option s
         writes=True,
         help=" -m  how much of a new range is allocated at once: off, metadata, falloc or full\n",
     ),
-    Command("wait_break", not_built, "waits for the suspension of a request", "tag", "", 1, 1),
+    Command("wait_break", wait_break, "waits for the suspension of a request", "tag", "", 1, 1),
     Command(
         "write",
         write,
@@ -184,7 +183,7 @@ The image is writable and every write stable when it is done, unless an option s
         least=2,
         most=None,
         writes=True,
-        help=" -b  the VM state (not built yet)\n"
+        help=" -b  the VM state, which lies behind the disk\n"
         + " -c  store the data compressed\n"
         + " -f  the data is on stable storage when the request is done\n"
         + " -n  with -z: fail rather than write a buffer of zeroes\n"

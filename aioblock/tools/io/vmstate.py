@@ -1,9 +1,8 @@
-"""The VM state (-b): the area of an image behind its disk, where a snapshot keeps a machine's memory. Not built yet."""
+"""The VM state (-b): the area of an image behind its disk, where a snapshot keeps a machine's memory."""
 
-from ..program import ProgramError
 from .failures import CommandFailed
 
-__all__ = ["refuse_vm_state", "require_sectors"]
+__all__ = ["require_sectors"]
 
 _SECTOR = 512
 
@@ -13,8 +12,3 @@ def require_sectors(offset: int, nbytes: int) -> None:
     for value, name in ((offset, "offset"), (nbytes, "count")):
         if value % _SECTOR:
             raise CommandFailed(f"{value} is not a sector-aligned value for '{name}'")
-
-
-def refuse_vm_state(words: list[str]) -> ProgramError:
-    """The error for -b."""
-    return ProgramError(f"{words[0]} -b: access to the VM state is not built yet")

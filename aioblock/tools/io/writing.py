@@ -8,7 +8,7 @@ from .failures import CommandFailed
 from .numbers import MAX_REQUEST, parse_bytes, parse_pattern
 from .report import Stopwatch, report
 from .session import Session
-from .vmstate import refuse_vm_state, require_sectors
+from .vmstate import require_sectors
 
 __all__ = ["WriteOptions", "write", "writev"]
 
@@ -97,8 +97,6 @@ async def write(session: Session, words: Words) -> None:
         raise CommandFailed(f"length cannot exceed {MAX_REQUEST} without -n, given {length}")
     if wish.vm_state or wish.compressed:
         require_sectors(offset, nbytes)
-    if wish.vm_state:
-        raise refuse_vm_state(words)
     await _write(session, "write", offset, nbytes, wish)
 
 
@@ -119,7 +117,9 @@ async def _write(session: Session, verb: str, offset: int, nbytes: int, wish: Wr
     data = b"" if wish.zeroes else wish.content(nbytes)
     watch = Stopwatch()
     try:
-        if wish.zeroes:
+        if wish.vm_state:
+            await session.disk.vm_state_write(offset, data)
+        elif wish.zeroes:
             await session.disk.pwrite_zeroes(offset, nbytes, wish.flags())
         else:
             await session.disk.pwrite(offset, data, wish.flags())

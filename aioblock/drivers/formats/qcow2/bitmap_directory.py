@@ -12,6 +12,7 @@ It counts only while the autoclear bit says that it is consistent.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aioblock.base.errors import CorruptImage
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
     from aioblock.drivers.formats.qcow2.header import Header
 
-__all__ = ["BitmapEntry", "read_bitmap_directory"]
+__all__ = ["AUTO", "IN_USE", "BitmapEntry", "directory_bytes", "directory_entry_bytes", "read_bitmap_directory"]
 
 IN_USE: Final = 1 << 0
 AUTO: Final = 1 << 1
@@ -105,3 +106,26 @@ def _parse_entry(directory: bytes, at: int, header: "Header", start: int) -> tup
     if not good:
         raise CorruptImage(f"Bitmap '{name}' doesn't satisfy the constraints", offset=start + at)
     return BitmapEntry(offset, size, flags, bits, name), length
+
+
+def directory_entry_bytes(name: str) -> int:
+    """How many bytes the entry of a bitmap of that name takes, with the padding."""
+    return _FIXED.size + len(name.encode("utf-8", "surrogateescape")) + 7 & ~7
+
+
+def directory_bytes(entries: Iterable[BitmapEntry]) -> bytes:
+    """A directory of these bitmaps, in order."""
+    parts = bytearray()
+    for entry in entries:
+        name = entry.name.encode("utf-8", "surrogateescape")
+        fixed = _FIXED.pack(
+            entry.table_offset,
+            entry.table_size,
+            entry.flags,
+            TYPE_DIRTY_TRACKING,
+            entry.granularity_bits,
+            len(name),
+            0,
+        )
+        parts += (fixed + name).ljust(directory_entry_bytes(entry.name), b"\0")
+    return bytes(parts)

@@ -10,21 +10,29 @@ Data is written before its L2 entry is set in memory, so what stands in a table 
 It looks once, at the beginning, without an await: what changes later belongs to the next commit. Steps that have
 nothing to do cost nothing; a file that was not written since is not flushed again (the file's node sees to it).
 
+With lazy refcounts a commit leaves refcount blocks and their table in memory, as long as there is room for them and no
+L2 table is new (see `write`): the dirty bit, which is stable before the first L2 entry that relies on it, says that
+they must be counted anew. The order of everything else stays as it is. `write_back` writes them, and clears the bit.
+
 A failure leaves everything dirty and is for ever: after a failed flush nobody knows what is in the file, and a later
 one that succeeds would say nothing about it.
 """
 
 import asyncio
+from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aioblock.base.errors import message_of
+from aioblock.drivers.formats.qcow2.data import give_data_back
 from aioblock.drivers.formats.qcow2.entries import table_to_bytes
-from aioblock.drivers.formats.qcow2.header import l1_field, refcount_table_field
+from aioblock.drivers.formats.qcow2.features import INCOMPAT_DIRTY
+from aioblock.drivers.formats.qcow2.header import features_field, l1_field, refcount_table_field
 from aioblock.drivers.formats.qcow2.refblocks import counts_to_bytes
 from aioblock.drivers.formats.qcow2.tables import CachedTable
 
 if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.image import Image
+    from aioblock.drivers.formats.qcow2.refcounts import Refcounts
 
 __all__ = ["commit", "write_back"]
 
@@ -45,8 +53,10 @@ class _Dirty(NamedTuple):
     data: bytes
 
 
-async def commit(image: "Image") -> None:
+async def commit(image: "Image", *, counts: bool = False) -> None:
     """Write back everything that was done before the call. The last writes are not flushed: the caller sees to that.
+
+    `counts`: refcounts too, where they are lazy.
 
     Must not be cancelled. Raises: OSError, for ever after the first time; also where the image was found to be corrupt
     and is not written any more, and something that had been acknowledged is lost by that.
@@ -58,7 +68,10 @@ async def commit(image: "Image") -> None:
             raise OSError(image.failure.errno, message_of(image.failure))
         image.check_writable()
         try:
-            await _Commit(image).run()
+            lazy = image.options.lazy_refcounts and not counts and not image.refcounts.crowded
+            if lazy and image.refcounts.dirty:
+                await _mark_dirty(image)
+            await _Commit(image, counts=not lazy).run()
         except OSError as error:
             image.failure = error
             raise
@@ -69,19 +82,38 @@ async def write_back(image: "Image") -> None:
 
     Must not be cancelled. Raises: as `commit`.
     """
-    await commit(image)
+    await commit(image, counts=True)
     if image.frees or image.refcounts.dirty:
-        await commit(image)  # the counts that the first one took down
+        await commit(image, counts=True)  # the counts that the first one took down
+    await image.flush_files()
+    if image.lazily_dirty:
+        image.header.incompatible_features &= ~INCOMPAT_DIRTY
+        await image.file.pwrite(*features_field(image.header))
+        await image.file.flush()
+        image.lazily_dirty = False
+
+
+async def _mark_dirty(image: "Image") -> None:
+    """Say in the file that its refcounts cannot be relied on, before anything relies on that."""
+    if image.lazily_dirty:
+        return
+    image.header.incompatible_features |= INCOMPAT_DIRTY
+    await image.file.pwrite(*features_field(image.header))
     await image.file.flush()
+    image.lazily_dirty = True
 
 
 class _Commit:
     """One commit: what was dirty when it began, and the steps."""
 
-    def __init__(self, image: "Image") -> None:
+    def __init__(self, image: "Image", *, counts: bool) -> None:
         refcounts = image.refcounts
         self.image = image
-        self.refblocks = _take(refcounts.dirty, 1 << refcounts.order, image.cluster_size)
+        self.refblocks: list[_Dirty] = []
+        self.reftable: set[int] = set()
+        self.reftable_moved: tuple[int, array[int]] | None = None
+        if counts:
+            self._take_counts(refcounts)
         self.tables = _take(image.l2.dirty, 64, image.cluster_size)
         self.l1, image.l1_dirty = image.l1_dirty, set()
         self.l1_data = {index: image.l1[index] for index in self.l1}
@@ -90,9 +122,12 @@ class _Commit:
             image.l1_moved = False
             self.l1_moved = image.l1_offset, image.l1[:]
         self.frees, image.frees = image.frees, []
+        self.unused_data, image.unused_data = image.unused_data, set()
+
+    def _take_counts(self, refcounts: "Refcounts") -> None:
+        self.refblocks = _take(refcounts.dirty, 1 << refcounts.order, self.image.cluster_size)
         self.reftable, refcounts.table_dirty = refcounts.table_dirty, set()
         self.reftable_data = {index: refcounts.table[index] for index in self.reftable}
-        self.reftable_moved = None
         if refcounts.table_moved:
             refcounts.table_moved = False
             self.reftable_moved = refcounts.table_offset, refcounts.table[:]
@@ -101,27 +136,37 @@ class _Commit:
         """The steps in their order. Raises: OSError, and then everything not done is dirty again."""
         file = self.image.file
         try:
-            await self._write([(part.offset, part.data) for part in self.refblocks])
+            await self._write([(part.offset, part.data) for part in self.refblocks], self._count_event())
             if self.reftable or self.reftable_moved:
                 await file.flush()
                 await self._write_reftable()
             if self.tables:
-                await file.flush()
-                await self._write([(part.offset, part.data) for part in self.tables])
+                await self.image.flush_files()
+                await self._write([(part.offset, part.data) for part in self.tables], "l2_update")
             if self.l1 or self.l1_moved:
                 await file.flush()
                 await self._write_l1()
-            if self.frees:
+            if self.frees or self.unused_data:
                 await file.flush()
         except BaseException:
             self._put_back()
             raise
         self._settle_tables()
         await self._free()
+        if self.unused_data:
+            await give_data_back(self.image, self.unused_data)
 
-    async def _write(self, parts: list[tuple[int, bytes]]) -> None:
+    def _count_event(self) -> str:
+        """What a debugger is told before refcount blocks are written."""
+        if self.reftable_moved is not None:
+            return "refblock_alloc_write_blocks"
+        return "refblock_alloc_write" if self.reftable else "refblock_update_part"
+
+    async def _write(self, parts: list[tuple[int, bytes]], event: str) -> None:
         """Write to the file, some parts at a time; none is under way any more when this ends. Raises: OSError."""
         self.image.check_writable()
+        if self.image.event is not None and parts:
+            await self.image.event(event)
         file = self.image.file
 
         async def write(part: tuple[int, bytes]) -> None:
@@ -140,26 +185,26 @@ class _Commit:
     async def _write_reftable(self) -> None:
         header = self.image.header
         if self.reftable_moved is None:
-            await self._write(_runs(header.refcount_table_offset, self.reftable_data))
+            await self._write(_runs(header.refcount_table_offset, self.reftable_data), "refblock_alloc_hookup")
             return
         offset, table = self.reftable_moved
-        await self._write([(offset, table_to_bytes(table))])
+        await self._write([(offset, table_to_bytes(table))], "refblock_alloc_write_table")
         await self.image.file.flush()
         header.refcount_table_offset = offset
         header.refcount_table_clusters = 8 * len(table) >> header.cluster_bits
-        await self._write([refcount_table_field(header)])
+        await self._write([refcount_table_field(header)], "refblock_alloc_switch_table")
 
     async def _write_l1(self) -> None:
         header = self.image.header
         if self.l1_moved is None:
-            await self._write(_runs(header.l1_table_offset, self.l1_data))
+            await self._write(_runs(header.l1_table_offset, self.l1_data), "l1_update")
             return
         offset, table = self.l1_moved
-        await self._write([(offset, table_to_bytes(table))])
+        await self._write([(offset, table_to_bytes(table))], "l1_grow_write_table")
         await self.image.file.flush()
         header.l1_table_offset = offset
         header.l1_size = len(table)
-        await self._write([l1_field(header)])
+        await self._write([l1_field(header)], "l1_grow_activate_table")
 
     def _settle_tables(self) -> None:
         refcounts, l2 = self.image.refcounts, self.image.l2
@@ -179,6 +224,7 @@ class _Commit:
         refcounts.table_dirty |= self.reftable
         refcounts.table_moved = refcounts.table_moved or self.reftable_moved is not None
         image.frees[:0] = self.frees
+        image.unused_data |= self.unused_data
 
     async def _free(self) -> None:
         """Count down what is unreferenced for good, except clusters that a read still looks at: they wait."""
@@ -189,7 +235,8 @@ class _Commit:
                 image.frees.append(free)
                 continue
             try:
-                await image.refcounts.settle(free, image.options.discard_freed)
+                options = image.options
+                await image.refcounts.settle(free, options.discard_freed if free.discard else options.discard_other)
             except BaseException:
                 image.frees.extend(self.frees[number + 1 :])
                 raise

@@ -67,10 +67,14 @@ async def read_compressed(image: "Image", entry: int, inside: int, buffer: memor
 
 
 async def _load(image: "Image", entry: int) -> bytes:
+    if image.external:
+        raise image.corruption("Compressed cluster entry found in an image with an external data file")
     offset, nbytes = compressed_extent(entry, image.cluster_bits)
     first, count = compressed_clusters(image, entry)
     image.begin_reading(first, count)
     try:
+        if image.event is not None:
+            await image.event("read_compressed")
         stream = await image.file.pread(offset, nbytes)
         kind = image.header.compression_type
         if image.cluster_size <= INLINE_BYTES:
@@ -96,6 +100,8 @@ class Packer:
         """Room for a stream of `nbytes` (less than a cluster), counted as used; its offset. Raises: OSError."""
         async with self._lock:
             image, refcounts = self.image, self.image.refcounts
+            if image.event is not None:
+                await image.event("cluster_alloc_bytes")
             bits = image.cluster_bits
             offset = self._next
             left = -offset & image.cluster_mask
@@ -115,6 +121,10 @@ class Packer:
             self._next = (cluster << bits) + nbytes
             return cluster << bits
 
+    def forget(self) -> None:
+        """The file was changed behind our back: the next stream begins a cluster of its own."""
+        self._next = 0
+
     async def give_back(self, offset: int, nbytes: int) -> None:
         """Nothing came to refer to the stream. Raises: OSError."""
         first = offset >> self.image.cluster_bits
@@ -129,6 +139,7 @@ class Packer:
 async def write_compressed(image: "Image", offset: int, data: memoryview) -> bool:
     """Store one cluster compressed; False where it is to be written as it is, because that takes no more room.
 
+    QEMU stores a cluster compressed once, and refuses (EIO) where it has a place already: here it gets a new one.
     `offset` is that of a cluster, `data` a whole one or what the last one holds. Raises: OSError.
     """
     cluster_size = image.cluster_size
@@ -156,6 +167,8 @@ async def write_compressed(image: "Image", offset: int, data: memoryview) -> boo
         where = await image.packer.allocate(len(stream))
         try:
             new = compressed_entry(where, len(stream), image.cluster_bits)
+            if image.event is not None:
+                await image.event("write_compressed")
             await image.file.pwrite(where, stream)
             table = await image.l2.own(index)
             image.check_writable()

@@ -8,17 +8,20 @@ from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from aioblock.base.errors import NotSupported, OptionError
+from aioblock.base.errors import OptionError
 from aioblock.base.flags import REQ_MAY_UNMAP
 from aioblock.core.images import Prealloc
 from aioblock.drivers.formats.qcow2 import extensions as ext
+from aioblock.drivers.formats.qcow2.encryption import new_encryption, place_volume, write_volume
 from aioblock.drivers.formats.qcow2.entries import OFLAG_COPIED, table_to_bytes
 from aioblock.drivers.formats.qcow2.extensions import Extension
 from aioblock.drivers.formats.qcow2.features import (
+    AUTOCLEAR_DATA_FILE_RAW,
     COMPAT_LAZY_REFCOUNTS,
     COMPRESSION_ZLIB,
     COMPRESSION_ZSTD,
     INCOMPAT_COMPRESSION,
+    INCOMPAT_DATA_FILE,
     INCOMPAT_EXTENDED_L2,
 )
 from aioblock.drivers.formats.qcow2.header import Header, serialise
@@ -28,7 +31,7 @@ from aioblock.drivers.formats.qcow2.validation import MAX_BACKING_FORMAT, V2_LEN
 if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
 
-__all__ = ["create"]
+__all__ = ["cluster_size_of", "create"]
 
 """In the order in which `qemu-img create` shows those that have a value."""
 
@@ -49,25 +52,35 @@ async def create(file: "BlockIO", options: Mapping[str, Any]) -> None:
     Raises: OptionError and NotSupported before anything is written; OSError.
     """
     header, prealloc = _new_header(options)
-    if prealloc in (Prealloc.FALLOC, Prealloc.FULL):
+    volume = await new_encryption(options, header)
+    data_file = options.get("data-file")
+    if data_file is None and prealloc in (Prealloc.FALLOC, Prealloc.FULL):
         layout = await asyncio.to_thread(contiguous, header)
-    elif prealloc is Prealloc.METADATA:
+    elif prealloc is not Prealloc.OFF:
         layout = await asyncio.to_thread(interleaved, header, preallocate=True)
     else:
         layout = interleaved(header, preallocate=False)
     header.l1_table_offset = layout.l1 << header.cluster_bits
     header.refcount_table_offset = layout.refcount_table << header.cluster_bits
     header.refcount_table_clusters = layout.refcount_table_clusters
+    if volume is not None:
+        place_volume(header, layout.encryption_header << header.cluster_bits)
     first_cluster = serialise(header)
 
     used_before = file.length > 0
     if used_before:  # a device: what it held must stop being an image first
         await file.pwrite(0, bytes(header.cluster_size))
         await file.flush()
-    if prealloc is not Prealloc.OFF:
+    if data_file is not None:
+        mode = Prealloc.OFF if prealloc is Prealloc.METADATA else prealloc
+        await data_file.truncate(header.size, exact=False, prealloc=mode)
+        await data_file.flush()
+    elif prealloc is not Prealloc.OFF:
         await _reserve(file, header, layout, prealloc, used_before)
     await _write_refcounts(file, header, layout)
     await _write_mapping(file, header, layout)
+    if volume is not None:
+        await write_volume(file, header, volume)
     await file.flush()
     await file.pwrite(0, first_cluster)
     await file.flush()
@@ -81,7 +94,7 @@ def _new_header(options: Mapping[str, Any]) -> tuple[Header, Prealloc]:
     version = _choice(options, "compat", "version", _VERSIONS, 3)
     compression = _choice(options, "compression_type", "compression-type", _COMPRESSION, COMPRESSION_ZLIB)
     prealloc = _choice(options, "preallocation", "preallocation", {mode.value: mode for mode in Prealloc}, Prealloc.OFF)
-    cluster_size = _cluster_size(options)
+    cluster_size = cluster_size_of(options)
     extended_l2 = bool(options.get("extended_l2"))
     backing_file = options.get("backing_file")
     _refuse_what_is_not_built(options, version)
@@ -112,6 +125,11 @@ def _new_header(options: Mapping[str, Any]) -> tuple[Header, Prealloc]:
     header.incompatible_features = (INCOMPAT_EXTENDED_L2 if extended_l2 else 0) | (
         INCOMPAT_COMPRESSION if compression != COMPRESSION_ZLIB else 0
     )
+    if options.get("data_file") is not None:
+        header.incompatible_features |= INCOMPAT_DATA_FILE
+        if options.get("data_file_raw"):
+            header.autoclear_features |= AUTOCLEAR_DATA_FILE_RAW
+            prealloc = max(prealloc, Prealloc.METADATA, key=list(Prealloc).index)
     header.compatible_features = COMPAT_LAZY_REFCOUNTS if options.get("lazy_refcounts") else 0
     header.extensions = _extensions(options, header)
     header.backing_file = backing_file
@@ -144,7 +162,8 @@ def _size(options: Mapping[str, Any]) -> int:
     return (int(size) + 511) // 512 * 512
 
 
-def _cluster_size(options: Mapping[str, Any]) -> int:
+def cluster_size_of(options: Mapping[str, Any]) -> int:
+    """The cluster size that the options ask for. Raises: OptionError."""
     size: int = options.get("cluster_size", 65536)
     if not MIN_CLUSTER_SIZE <= size <= MAX_CLUSTER_SIZE or size & (size - 1):
         raise OptionError("Cluster size must be a power of two between 512 and 2048k", option="cluster_size")
@@ -172,21 +191,22 @@ def _extensions(options: Mapping[str, Any], header: Header) -> list[Extension]:
         if not 0 < len(encoded) <= MAX_BACKING_FORMAT:
             raise OptionError(f"Parameter 'backing-fmt' does not accept value '{backing_format}'", option="backing_fmt")
         found.append(Extension(ext.BACKING_FORMAT, encoded))
+    if (data_file := options.get("data_file")) is not None:
+        found.append(Extension(ext.DATA_FILE, data_file.encode("utf-8", "surrogateescape")))
     if header.version == 3 and header.cluster_size >= MIN_FEATURE_TABLE_CLUSTER_SIZE:
         found.append(ext.feature_table())
     return found
 
 
 def _refuse_what_is_not_built(options: Mapping[str, Any], version: int) -> None:
-    if options.get("encryption") or any(name.startswith("encrypt.") for name in options):
-        raise NotSupported("Encrypted qcow2 images are not supported yet")
     if options.get("data_file") is None:
         if options.get("data_file_raw"):
             raise OptionError("data-file-raw requires data-file", option="data_file_raw")
         return
     if version < 3:
         raise _needs_v3("External data files are only supported with compatibility level 1.1 and above")
-    raise NotSupported("qcow2 images with an external data file are not supported yet")
+    if options.get("data_file_raw") and options.get("backing_file") is not None:
+        raise OptionError("Backing file and data-file-raw cannot be used at the same time", option="data_file_raw")
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

@@ -5,16 +5,17 @@ returned as it is.
 """
 
 import errno
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from aioblock.base.errors import NotSupported
 from aioblock.base.flags import REQ_MAY_UNMAP
-from aioblock.core.images import CreateOption, Prealloc
+from aioblock.core.images import CreateOption, Measurement, Prealloc
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.formats.qcow2 import status, zeroes
 from aioblock.drivers.formats.qcow2.commit import commit, write_back
 from aioblock.drivers.formats.qcow2.compressed import finish_compressed, write_compressed
-from aioblock.drivers.formats.qcow2.create_options import CREATE_OPTIONS
+from aioblock.drivers.formats.qcow2.create_options import AMEND_OPTIONS, CREATE_OPTIONS
 from aioblock.drivers.formats.qcow2.entries import (
     L2_RESERVED_MASK,
     OFFSET_MASK,
@@ -25,12 +26,15 @@ from aioblock.drivers.formats.qcow2.entries import (
 from aioblock.drivers.formats.qcow2.header import MAGIC
 from aioblock.drivers.formats.qcow2.image import Image
 from aioblock.drivers.formats.qcow2.opening import check_header_writable, open_image, prepare_writing
+from aioblock.drivers.formats.qcow2.options import RUNTIME_OPTIONS, take_options
 from aioblock.drivers.formats.qcow2.read import read
 from aioblock.drivers.formats.qcow2.whole import WholeImage
 from aioblock.drivers.formats.qcow2.write import write
 
 if TYPE_CHECKING:
+    from aioblock.base.options import Options
     from aioblock.core.context import OpenContext
+    from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
     from aioblock.core.io import BlockIO, Status
 
@@ -43,17 +47,24 @@ class Qcow2Driver(WholeImage):
     name: ClassVar[str] = "qcow2"
     kind: ClassVar[str] = "format"
     supports_backing: ClassVar[bool] = True
+    shrinks_alone: ClassVar[bool] = True
     supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP
+    runtime_options: ClassVar[frozenset[str]] = RUNTIME_OPTIONS
+    naming_options: ClassVar[frozenset[str]] = frozenset({"encrypt", "snapshot"})
     create_options: ClassVar[tuple[CreateOption, ...]] = CREATE_OPTIONS
+    amend_options: ClassVar[tuple[CreateOption, ...]] = AMEND_OPTIONS
 
     def __init__(self, image: Image) -> None:
         self.image = image
+        self.bitmaps = image.bitmaps
         self.file: BlockIO = image.file
         self._data = image.data_file
         header = image.header
         self.cluster_size = header.cluster_size
         self.limits = BlockLimits(
-            pwrite_zeroes_alignment=header.subcluster_size, pdiscard_alignment=header.cluster_size
+            request_alignment=512 if image.encrypted else 1,
+            pwrite_zeroes_alignment=header.subcluster_size,
+            pdiscard_alignment=header.cluster_size,
         )
         # What the hot path needs, one attribute away.
         self._tables = image.l2.tables
@@ -90,16 +101,17 @@ class Qcow2Driver(WholeImage):
 
     @classmethod
     async def open(cls, context: "OpenContext") -> Self:
-        """Open an image. Options: see `options`. A writable one has its autoclear bits cleared in the file at once."""
+        """Open an image. Options: see `options`. A writable one takes its bitmaps into use in the file at once."""
         return cls(await open_image(context))
 
     async def close(self) -> None:
-        """Write everything back. Raises: OSError where that failed; the image is given up all the same."""
+        """Write everything back, and store the bitmaps. Raises: OSError where that failed; all is given up anyway."""
         image = self.image
         try:
             await image.settle_marking()
             if not image.read_only and not image.corrupt:
                 await write_back(image)
+                await self.store_bitmaps()
         finally:
             image.l2.tables.clear()
             image.refcounts.blocks.clear()
@@ -112,6 +124,7 @@ class Qcow2Driver(WholeImage):
             return
         if read_only:
             await write_back(image)
+            await self.store_bitmaps()
             image.read_only = True
             self._set_hot_path()
             return
@@ -123,6 +136,13 @@ class Qcow2Driver(WholeImage):
             image.read_only = True
             raise
         self._set_hot_path()
+
+    def change_options(self, options: "Options", *, unmap: bool) -> None:
+        """See `options`. Raises: OptionError, and nothing has changed."""
+        image = self.image
+        image.options = take_options(options, image.header, unmap=unmap)
+        image.l2.limit = image.options.l2_tables
+        image.refcounts.limit = image.options.refcount_blocks
 
     async def drain_begin(self) -> None:
         """Only the mark of a corruption is ever written in the background."""
@@ -202,6 +222,10 @@ class Qcow2Driver(WholeImage):
         image = self.image
         size = image.cluster_size
         image.check_writable()
+        if image.external:
+            raise NotSupported  # compressed clusters cannot lie in an external data file
+        if image.encrypted:  # they would not be encrypted
+            raise NotSupported("Compression and encryption not supported at the same time")
         if not data:
             await finish_compressed(image)
             return
@@ -222,11 +246,11 @@ class Qcow2Driver(WholeImage):
         await commit(self.image)
 
     async def truncate(self, length: int, *, exact: bool, prealloc: Prealloc, flags: int) -> None:
-        """Make the disk larger. Smaller: NotSupported."""
+        """Make the disk larger or smaller: see `resize`."""
         try:
             from aioblock.drivers.formats.qcow2 import resize
 
-            await resize.grow(self.image, length, prealloc)
+            await resize.resize(self.image, length, prealloc)
         except OSError:
             await self.image.settle_marking()
             raise
@@ -254,3 +278,16 @@ class Qcow2Driver(WholeImage):
         from aioblock.drivers.formats.qcow2.create import create
 
         await create(file, options)
+
+    @classmethod
+    async def measure(
+        cls,
+        options: Mapping[str, Any],
+        size: int,
+        data: AsyncIterable[tuple[int, int]] | None,
+        bitmaps: "Iterable[DirtyBitmap] | None",
+    ) -> Measurement:
+        """How large an image becomes."""
+        from aioblock.drivers.formats.qcow2.measure import measure
+
+        return await measure(options, size, data, bitmaps)

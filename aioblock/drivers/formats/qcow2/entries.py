@@ -29,6 +29,7 @@ __all__ = [
     "UNALLOCATED",
     "ZERO_ALLOC",
     "ZERO_PLAIN",
+    "as_c",
     "cluster_type",
     "compressed_entry",
     "compressed_extent",
@@ -73,13 +74,16 @@ ALLOC_ALL: Final = 0x0000_0000_FFFF_FFFF
 ZERO_ALL: Final = 0xFFFF_FFFF_0000_0000
 
 
-def cluster_type(entry: int) -> int:
-    """What a standard or compressed L2 entry (not an extended one) stands for."""
+def cluster_type(entry: int, host_mask: int = OFFSET_MASK) -> int:
+    """What a standard or compressed L2 entry (not an extended one) stands for.
+
+    `host_mask`: one of these bits is set where there is a host cluster; with an external data file COPIED is one.
+    """
     if entry & OFLAG_COMPRESSED:
         return COMPRESSED
     if entry & OFLAG_ZERO:
-        return ZERO_ALLOC if entry & OFFSET_MASK else ZERO_PLAIN
-    return NORMAL if entry & OFFSET_MASK else UNALLOCATED
+        return ZERO_ALLOC if entry & host_mask else ZERO_PLAIN
+    return NORMAL if entry & host_mask else UNALLOCATED
 
 
 # -- compressed clusters ---------------------------------------------------------------------------------------------
@@ -113,19 +117,19 @@ def subcluster_mask(first: int, count: int) -> int:
     return ((1 << count) - 1) << first
 
 
-def invalid_bitmap(entry: int, bitmap: int) -> bool:
+def invalid_bitmap(entry: int, bitmap: int, host_mask: int = OFFSET_MASK) -> bool:
     """Whether a bitmap contradicts itself or its entry: allocated and zero, allocated without an offset."""
     if entry & OFLAG_COMPRESSED:
         return bitmap != 0
     allocated = bitmap & ALLOC_ALL
-    return bool(allocated & bitmap >> 32) or (allocated != 0 and not entry & OFFSET_MASK)
+    return bool(allocated & bitmap >> 32) or (allocated != 0 and not entry & host_mask)
 
 
-def subcluster_type(entry: int, bitmap: int, index: int) -> int:
+def subcluster_type(entry: int, bitmap: int, index: int, host_mask: int = OFFSET_MASK) -> int:
     """What one subcluster of an extended entry is."""
     if entry & OFLAG_COMPRESSED:
         return COMPRESSED
-    kept = entry & OFFSET_MASK
+    kept = entry & host_mask
     if bitmap >> (32 + index) & 1:
         if bitmap >> index & 1:
             return INVALID
@@ -135,9 +139,11 @@ def subcluster_type(entry: int, bitmap: int, index: int) -> int:
     return UNALLOCATED_ALLOC if kept else UNALLOCATED
 
 
-def subcluster_run(entry: int, bitmap: int, first: int, last: int = SUBCLUSTERS) -> tuple[int, int]:
+def subcluster_run(
+    entry: int, bitmap: int, first: int, last: int = SUBCLUSTERS, host_mask: int = OFFSET_MASK
+) -> tuple[int, int]:
     """What subcluster `first` is, and how many from there on, before `last`, are the same."""
-    kind = subcluster_type(entry, bitmap, first)
+    kind = subcluster_type(entry, bitmap, first, host_mask)
     if kind == COMPRESSED:
         return kind, last - first
     # A bit is 1 where the two bits of a subcluster differ from those of `first`.
@@ -148,6 +154,11 @@ def subcluster_run(entry: int, bitmap: int, first: int, last: int = SUBCLUSTERS)
     differs >>= first
     run = (differs & -differs).bit_length() - 1 if differs else last - first
     return kind, min(run, last - first)
+
+
+def as_c(number: int) -> str:
+    """A number as C's `%#x` prints it, for messages that are QEMU's too: zero has no prefix."""
+    return f"{number:#x}" if number else "0"
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ __all__ = [
     "DATA_FILE",
     "FEATURE_NAMES",
     "Extension",
+    "bitmaps_extension",
     "feature_table",
     "find",
     "parse_bitmaps",
@@ -132,6 +133,11 @@ def parse_feature_table(data: bytes) -> dict[tuple[int, int], str]:
 MAX_BITMAPS: Final = 65535
 MAX_BITMAP_DIRECTORY: Final = 0x3FFFC00
 """64 KiB short of 64 MiB: as many entries as there may be, each of the greatest size (1,024 bytes)."""
+
+
+def bitmaps_extension(place: BitmapsExtension) -> bytes:
+    """The data of the bitmaps extension."""
+    return _BITMAPS.pack(place.nb_bitmaps, 0, place.directory_size, place.directory_offset)
 
 
 def parse_bitmaps(data: bytes, cluster_size: int) -> BitmapsExtension:

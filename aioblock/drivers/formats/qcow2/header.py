@@ -40,7 +40,7 @@ from aioblock.drivers.formats.qcow2.features import (
     INCOMPAT_DIRTY,
     INCOMPAT_EXTENDED_L2,
 )
-from aioblock.drivers.formats.qcow2.snapshot_table import read_snapshot_table
+from aioblock.drivers.formats.qcow2.snapshot_table import SnapshotEntry, read_snapshot_table
 from aioblock.drivers.formats.qcow2.validation import (
     MAX_BACKING_NAME,
     MAX_CLUSTER_BITS,
@@ -57,12 +57,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Header",
+    "copy_of",
     "features_field",
+    "fixed_fields",
     "l1_field",
     "parse_header",
     "read_header",
     "refcount_table_field",
     "serialise",
+    "size_and_l1_field",
     "size_field",
     "snapshots_field",
 ]
@@ -103,6 +106,8 @@ class Header:
     """All extensions in their order, without the end mark."""
     backing_file: str | None = None
     """The name as it stands in the image, undecodable bytes as surrogates (`os.fsencode` gives them back)."""
+    snapshots: list[SnapshotEntry] = field(default_factory=list)
+    """The entries of the snapshot table; `nb_snapshots` of them, unless it was opened for a check."""
 
     # -- geometry ----------------------------------------------------------------------------------------------------
 
@@ -230,6 +235,15 @@ class Header:
         return None if data is None else data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     @property
+    def encryption_header(self) -> tuple[int, int] | None:
+        """Where the LUKS header lies, and its bytes, key material included; None: there is none."""
+        data = ext.find(self.extensions, ext.CRYPTO)
+        if data is None:
+            return None
+        offset, nbytes = struct.unpack(">QQ", data)
+        return offset, nbytes
+
+    @property
     def data_file(self) -> str | None:
         """The name of the external data file as it stands in the image, or None."""
         data = ext.find(self.extensions, ext.DATA_FILE)
@@ -254,7 +268,7 @@ async def read_header(file: "BlockIO", filename: str, *, for_check: bool = False
     header = parse_header(head, filename, length, for_check)
     if header.nb_snapshots and not for_check:
         try:
-            await read_snapshot_table(file, header)
+            header.snapshots, _ = await read_snapshot_table(file, header)
         except CorruptImage as error:
             error.filename = filename
             raise
@@ -349,10 +363,11 @@ def serialise(header: Header) -> bytes:
         raise OptionError("The header does not fit into one cluster: No space left on device")
     header.backing_file_offset = at if name else 0
     header.backing_file_size = len(name)
-    return (_fields(header) + tail + name).ljust(header.cluster_size, b"\0")
+    return (fixed_fields(header) + tail + name).ljust(header.cluster_size, b"\0")
 
 
-def _fields(header: Header) -> bytes:
+def fixed_fields(header: Header) -> bytes:
+    """The bytes up to where the extensions begin."""
     fields = _V2.pack(
         MAGIC,
         header.version,
@@ -407,6 +422,11 @@ def refcount_table_field(header: Header) -> tuple[int, bytes]:
 def snapshots_field(header: Header) -> tuple[int, bytes]:
     """Bytes 60 to 71: number of snapshots and offset of their table."""
     return 60, struct.pack(">IQ", header.nb_snapshots, header.snapshots_offset)
+
+
+def size_and_l1_field(header: Header) -> tuple[int, bytes]:
+    """Bytes 24 to 47: the size of the disk, and size and offset of the L1 table that maps it."""
+    return 24, struct.pack(">QIIQ", header.size, header.crypt_method, header.l1_size, header.l1_table_offset)
 
 
 def size_field(header: Header) -> tuple[int, bytes]:

@@ -20,22 +20,29 @@ import asyncio
 import errno
 import logging
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from aioblock.drivers.formats.qcow2 import overlap
 from aioblock.drivers.formats.qcow2.commit import commit
-from aioblock.drivers.formats.qcow2.entries import L1_RESERVED_MASK, OFFSET_MASK
-from aioblock.drivers.formats.qcow2.features import INCOMPAT_CORRUPT
+from aioblock.drivers.formats.qcow2.entries import L1_RESERVED_MASK, OFFSET_MASK, OFLAG_COPIED, as_c
+from aioblock.drivers.formats.qcow2.features import AUTOCLEAR_DATA_FILE_RAW, CRYPT_NONE, INCOMPAT_CORRUPT
 from aioblock.drivers.formats.qcow2.header import Header, features_field
 
 if TYPE_CHECKING:
+    from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.io import BlockIO
+    from aioblock.core.objects import NamedObject
     from aioblock.drivers.formats.qcow2.bitmap_directory import BitmapEntry
     from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer
     from aioblock.drivers.formats.qcow2.data import Data
+    from aioblock.drivers.formats.qcow2.extensions import BitmapsExtension
     from aioblock.drivers.formats.qcow2.options import RuntimeOptions
+    from aioblock.drivers.formats.qcow2.overlap import ClusterSet
     from aioblock.drivers.formats.qcow2.refcounts import Refcounts
+    from aioblock.drivers.formats.qcow2.snapshot_table import SnapshotEntry
     from aioblock.drivers.formats.qcow2.tables import L2Cache
+    from aioblock.luks.volume import Volume
 
 __all__ = ["Free", "Image", "log"]
 
@@ -48,7 +55,7 @@ class Free(NamedTuple):
     first: int
     clusters: int
     discard: bool
-    """The storage may be given back when nothing refers to it any more."""
+    """The guest gave them back; False: they became free in another way. The options say when storage is given back."""
 
 
 class Image:
@@ -63,13 +70,32 @@ class Image:
     def __init__(self, file: "BlockIO", header: Header, options: "RuntimeOptions", *, read_only: bool) -> None:
         self.file = file
         self.data_file = file
-        """Where guest data lies; the file itself, unless there is an external data file."""
+        """Where guest data lies; the file itself, unless there is an external data file (see `external`)."""
+        self.external = header.has_data_file
+        """Guest clusters lie in a file of their own, at the offset that they have on the disk, and are not counted."""
+        self.data_file_raw = self.external and bool(header.autoclear_features & AUTOCLEAR_DATA_FILE_RAW)
+        """The data file shall read like the disk for those who do not know of this image."""
+        self.encrypted = header.crypt_method != CRYPT_NONE
+        """What lies in a host cluster is not what the guest sees there; see `encryption`."""
+        self.volume: Volume | None = None
+        """The LUKS header of an encrypted image, with its key slots."""
+        self.objects: Mapping[str, NamedObject] = {}
+        """The named objects that the image was opened with."""
+        self.host_mask = OFFSET_MASK | OFLAG_COPIED if self.external else OFFSET_MASK
+        """The bits of an L2 entry of which one is set where it has a host cluster: offset 0 is one in a data file."""
+        debugger = file.node.debugger
+        self.event = debugger.event if debugger is not None else None
+        """To be told of each step by QEMU's name for it, just before its request: a filter below is for tests."""
         self.backing: BlockIO | None = None
         self.this: BlockIO | None = None
         self.header = header
         self.options = options
-        self.bitmaps: Sequence[BitmapEntry] = ()
-        """The persistent bitmaps, as a read-only image tells about them; a write makes them inconsistent."""
+        self.bitmaps: dict[str, DirtyBitmap] = {}
+        """The dirty bitmaps of the node, by name; those that are persistent are stored at the end."""
+        self.stored_bitmaps: dict[str, BitmapEntry] = {}
+        """The entries of the directory of bitmaps in the file, in order: see `bitmap_store`."""
+        self.bitmap_directory: BitmapsExtension | None = None
+        """Where it lies; None: the file has no bitmaps."""
         self.read_only = read_only
         self.l1: array[int] = array("Q")
         """L1 entries; in memory the table may have moved and grown already."""
@@ -79,6 +105,8 @@ class Image:
         self.preallocated: bool | None = None
         """Whether allocated clusters may be holes of the file; None: nobody asked yet (see `status`)."""
         self.size = header.size
+        self.snapshot: SnapshotEntry | None = None
+        """Not None: a read-only image shows what this snapshot holds."""
         # Geometry, as plain attributes: it is asked for in every request.
         self.cluster_bits = header.cluster_bits
         self.cluster_size = header.cluster_size
@@ -92,15 +120,22 @@ class Image:
         # What is under way.
         self.allocating: dict[int, asyncio.Event] = {}
         self.frees: list[Free] = []
+        self.unused_data: set[int] = set()
+        """Clusters of an external data file whose storage may be given back when that is stable."""
         self.reading: dict[int, int] = {}
         self.commit_lock = asyncio.Lock()
         self.failure: OSError | None = None
         """Why the last write-back failed. It stays: what was lost then does not come back."""
         self.corrupt = False
+        self._told = False
+        self.lazily_dirty = False
+        """The dirty bit is in the file, because counts that it does not have are in memory."""
         self._marking: asyncio.Task[None] | None = None
-        self.metadata_clusters: set[int] | None = None
+        self.metadata_clusters: ClusterSet | None = None
         """See `metadata`; the hot path looks here."""
-        self._shared_l2: set[int] = set()
+        self.inactive_l2: set[int] = set()
+        """The host clusters of the L2 tables of snapshots, if they are protected: see `overlap`."""
+        self._shared_l2: ClusterSet = set()
 
     def __repr__(self) -> str:
         mode = "ro" if self.read_only else "rw"
@@ -123,12 +158,20 @@ class Image:
         """
         if not self.corrupt:
             if self.read_only:
-                log.warning("Image is corrupt: %s", message)
+                self.minor_corruption(message)
             else:
-                log.warning("Marking image as corrupt: %s", message)
+                log.warning(
+                    "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed", message
+                )
                 self.corrupt = True
                 self._marking = asyncio.get_running_loop().create_task(self._mark_corrupt())
         return OSError(errno.EIO, message)
+
+    def minor_corruption(self, message: str) -> None:
+        """The metadata contradicts itself, and nothing gets worse by that: it is logged, once for an image."""
+        if not self.corrupt and not self._told:
+            self._told = True
+            log.warning("qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed", message)
 
     async def _mark_corrupt(self) -> None:
         self.header.incompatible_features |= INCOMPAT_CORRUPT
@@ -144,6 +187,12 @@ class Image:
         """Wait until the mark of a corruption that was found is in the file."""
         if self._marking is not None:
             await asyncio.shield(self._marking)
+
+    async def flush_files(self) -> None:
+        """Make stable what was written, guest data that lies in another file included. Raises: OSError."""
+        if self.data_file is not self.file:
+            await self.data_file.flush()
+        await self.file.flush()
 
     async def make_room(self) -> None:
         """Before a writer makes tables dirty: have them written back if too many are. Raises: OSError."""
@@ -195,53 +244,29 @@ class Image:
 
     # -- what must not be overwritten --------------------------------------------------------------------------------
 
-    def metadata(self) -> set[int]:
-        """The host clusters of all metadata, collected when the first write asks."""
+    def metadata(self) -> "ClusterSet":
+        """The host clusters of all metadata that is protected, collected when the first write asks. Raises: OSError."""
         if self.metadata_clusters is None:
-            self.metadata_clusters = self._collect_metadata()
+            self.metadata_clusters, self._shared_l2 = overlap.collect(self)
         return self.metadata_clusters
-
-    def _collect_metadata(self) -> set[int]:
-        bits = self.cluster_bits
-        found: set[int] = set()
-        for entry in self.l1:
-            if offset := entry & OFFSET_MASK:
-                if offset >> bits in found:
-                    self._shared_l2.add(offset >> bits)
-                found.add(offset >> bits)
-        found.update(self.refcounts.block_clusters())
-        found.update(self._table_clusters(self.l1_offset, 8 * len(self.l1)))
-        found.update(self._table_clusters(self.refcounts.table_offset, 8 * len(self.refcounts.table)))
-        found.add(0)
-        return found
 
     def _table_clusters(self, offset: int, nbytes: int) -> range:
         return range(offset >> self.cluster_bits, -(-(offset + nbytes) >> self.cluster_bits))
 
     def table_moved(self, old: int, old_bytes: int, new: int, new_bytes: int) -> None:
-        """A table (L1, L2, refcount table) lies elsewhere now; offset 0: it lay, or lies, nowhere."""
+        """A table (L1, L2, refcount table, bitmap directory) lies elsewhere now; offset 0: it lay, or lies, nowhere."""
         if self.metadata_clusters is not None:
             if old:
                 self.metadata_clusters.difference_update(self._table_clusters(old, old_bytes))
             if new:
                 self.metadata_clusters.update(self._table_clusters(new, new_bytes))
 
-    def metadata_name(self, cluster: int) -> str:
-        """What kind of metadata lies in a host cluster that is in `metadata`, as messages call it."""
-        if not cluster:
-            return "qcow2_header"
-        if cluster in self._table_clusters(self.l1_offset, 8 * len(self.l1)):
-            return "active L1 table"
-        if cluster in self._table_clusters(self.refcounts.table_offset, 8 * len(self.refcounts.table)):
-            return "refcount table"
-        return "refcount block" if self.refcounts.is_block(cluster) else "active L2 table"
-
     def check_not_metadata(self, first: int, count: int) -> None:
         """Before data is written to host clusters, or they are allocated. Raises: OSError where metadata lies there."""
         metadata = self.metadata()
         for cluster in range(first, first + count):
             if cluster in metadata:
-                name = self.metadata_name(cluster)
+                name = overlap.name_of(self, cluster)
                 raise self.corruption(f"Preventing invalid write on metadata (overlaps with {name})")
 
     def l2_offset(self, index: int) -> int:
@@ -249,18 +274,25 @@ class Image:
         entry = self.l1[index]
         offset = entry & OFFSET_MASK
         if entry & L1_RESERVED_MASK:
-            raise self.corruption(f"L1 entry {entry:#x} has reserved bits set (L1 index: {index:#x})")
+            raise self.corruption(f"L1 entry {entry:#x} has reserved bits set (L1 index: {as_c(index)})")
         if offset & self.cluster_mask:
-            raise self.corruption(f"L2 table offset {offset:#x} unaligned (L1 index: {index:#x})")
+            raise self.corruption(f"L2 table offset {offset:#x} unaligned (L1 index: {as_c(index)})")
         return offset
 
     def check_own_l2(self, index: int) -> None:
         """Before an L2 table is changed. Raises: OSError where it lies over other metadata or serves twice."""
         cluster = (self.l1[index] & OFFSET_MASK) >> self.cluster_bits
         self.metadata()
-        name = self.metadata_name(cluster)
+        name = overlap.name_of(self, cluster)
         if name != "active L2 table" or cluster in self._shared_l2:
             raise self.corruption(f"Preventing invalid write on metadata (overlaps with {name})")
+
+    def forget_mapping(self) -> None:
+        """The disk is mapped by another L1 table now: forget what is known of the old one. All is written back."""
+        self.l2.tables.clear()
+        self.decompressed.clear()
+        self.metadata_clusters = None
+        self.preallocated = None
 
     # -- references taken away ---------------------------------------------------------------------------------------
 

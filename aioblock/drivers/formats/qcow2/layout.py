@@ -10,6 +10,8 @@ Two shapes, the ones of `qemu-img create`:
     falloc, full    header, first L2 table, refcount block, L1, all other refcount blocks, refcount table, all the data
                     in one piece, the other L2 tables
 
+Behind all of that lies the LUKS header of an encrypted image.
+
 Numbers here are clusters, unless a name says otherwise.
 """
 
@@ -38,7 +40,9 @@ class Layout:
     l2: "array[int]" = field(default_factory=lambda: array("Q"))
     """The L2 tables, in the order of what they map."""
     data: "array[int]" = field(default_factory=lambda: array("Q"))
-    """The first data cluster of each L2 table; the others follow it."""
+    """The first data cluster of each L2 table; the others follow it. Clusters of the data file, where there is one."""
+    encryption_header: int = 0
+    """The first cluster of the LUKS header, where there is one."""
 
 
 def interleaved(header: Header, *, preallocate: bool) -> Layout:
@@ -64,7 +68,9 @@ def _interleaved(header: Header, table_clusters: int, preallocate: bool) -> Layo
     if preallocate:
         for count in _data_clusters(header):
             layout.l2.append(plan.take(1))
-            layout.data.append(plan.take(count))
+            layout.data.append(len(layout.data) * header.l2_entries if header.has_data_file else plan.take(count))
+    if clusters := _encryption_clusters(header):
+        layout.encryption_header = plan.take(clusters)
     layout.end = plan.next
     layout.blocks = [plan.blocks[number] for number in range(len(plan.blocks))]
     return layout
@@ -106,7 +112,8 @@ def contiguous(header: Header) -> Layout:
         return interleaved(header, preallocate=True)
     l1_clusters = _l1_clusters(header)
     data = sum(counts)
-    fixed = 1 + l1_clusters + len(counts) + data
+    encryption = _encryption_clusters(header)
+    fixed = 1 + l1_clusters + len(counts) + data + encryption
     blocks = table = 1
     while True:
         end = fixed + blocks + table
@@ -123,7 +130,14 @@ def contiguous(header: Header) -> Layout:
     for count in counts:
         layout.data.append(at)
         at += count
+    if encryption:
+        layout.encryption_header = end - encryption
     return layout
+
+
+def _encryption_clusters(header: Header) -> int:
+    """Clusters of the LUKS header; 0: there is none."""
+    return -(-header.encryption_header[1] >> header.cluster_bits) if header.encryption_header is not None else 0
 
 
 def _l1_clusters(header: Header) -> int:

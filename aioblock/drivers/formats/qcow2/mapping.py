@@ -21,6 +21,7 @@ from aioblock.drivers.formats.qcow2.entries import (
     UNALLOCATED_ALLOC,
     ZERO_ALLOC,
     ZERO_PLAIN,
+    as_c,
     cluster_type,
     compressed_extent,
     subcluster_run,
@@ -81,15 +82,16 @@ def find_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: i
     entries = table.entries
     index = offset >> image.cluster_bits & image.l2_mask
     entry = entries[index]
-    kind = cluster_type(entry)
+    kind = cluster_type(entry, image.host_mask)
     inside = offset & image.cluster_mask
     if kind == COMPRESSED:
         return Run(kind, min(end, offset - inside + image.cluster_size) - offset, 0, entry)
     host = entry & OFFSET_MASK
+    hosted = kind in HOSTED
     if entry & (L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO or (entry & OFLAG_ZERO and image.version < 3):
         raise bad_entry(image, table, index, entry)
     # The next entry of the run is this one, plus a cluster where it has a host offset: flags and all.
-    step = image.cluster_size if host else 0
+    step = image.cluster_size if hosted else 0
     count = min((end - 1 >> image.cluster_bits) - (offset >> image.cluster_bits), LONGEST)
     expected = entry + step
     last = index
@@ -99,7 +101,7 @@ def find_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: i
         last += 1
         expected += step
     stop = min(end, offset - inside + (last - index + 1 << image.cluster_bits))
-    return Run(kind, stop - offset, host + inside if host else 0, entry)
+    return Run(kind, stop - offset, host + inside if hosted else 0, entry)
 
 
 def _extended_run(image: "Image", table: "CachedTable", offset: int, end: int) -> Run:
@@ -115,19 +117,19 @@ def _extended_run(image: "Image", table: "CachedTable", offset: int, end: int) -
             if kind >= 0:
                 break  # told when the caller comes to it
             raise bad_entry(image, table, index, entry)
-        this, count = subcluster_run(entry, bitmap, inside // size)
+        this, count = subcluster_run(entry, bitmap, inside // size, host_mask=image.host_mask)
         host = (entry & OFFSET_MASK) + inside if this in HOSTED else 0
         if kind < 0:
             if this == INVALID:
                 raise image.corruption(
-                    f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {index:#x})"
+                    f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
                 )
             kind, first_host, first_entry = this, host, entry
         elif (
             this != kind
             or this == COMPRESSED
             or (entry ^ first_entry) & OFLAG_COPIED
-            or (host and host != first_host + at - offset)
+            or (this in HOSTED and host != first_host + at - offset)
         ):
             break
         at = at - inside + (inside // size + count) * size
@@ -140,12 +142,12 @@ def bad_entry(image: "Image", table: "CachedTable", index: int, entry: int) -> O
     """The error for an L2 entry that makes no sense."""
     host = entry & OFFSET_MASK
     if entry & (L2_RESERVED_MASK | (OFLAG_ZERO if image.version < 3 else 0)) or not host & image.cluster_mask:
-        return image.corruption(f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {index:#x})")
+        return image.corruption(f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})")
     if entry & OFLAG_ZERO and not image.extended:
         guest = (table.index << image.table_shift) + (index << image.cluster_bits)
-        return image.corruption(f"Preallocated zero cluster offset {host:#x} unaligned (guest offset: {guest:#x})")
+        return image.corruption(f"Preallocated zero cluster offset {host:#x} unaligned (guest offset: {as_c(guest)})")
     return image.corruption(
-        f"Cluster allocation offset {host:#x} unaligned (L2 offset: {table.offset:#x}, L2 index: {index:#x})"
+        f"Cluster allocation offset {host:#x} unaligned (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
     )
 
 
@@ -177,13 +179,15 @@ def cluster_entry(image: "Image", table: "CachedTable", cluster: int) -> tuple[i
         if entry & OFLAG_COMPRESSED:
             return entry, 0
         allocated = bitmap & ALLOC_ALL
-        if allocated & bitmap >> SUBCLUSTERS or (allocated and not entry & OFFSET_MASK):
-            raise image.corruption(f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {index:#x})")
+        if allocated & bitmap >> SUBCLUSTERS or (allocated and not entry & image.host_mask):
+            raise image.corruption(
+                f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
+            )
     else:
         entry = table.entries[index]
         if entry & OFLAG_COMPRESSED:
             return entry, 0
-        bitmap = 1 << SUBCLUSTERS if entry & OFLAG_ZERO else entry & OFFSET_MASK and 1
+        bitmap = 1 << SUBCLUSTERS if entry & OFLAG_ZERO else int(entry & image.host_mask != 0)
         if bitmap > 1 and image.version < 3:
             raise bad_entry(image, table, index, entry)
     if entry & (L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO:
@@ -205,7 +209,10 @@ def set_cluster_entry(image: "Image", table: "CachedTable", cluster: int, entry:
 
 def release_entry(image: "Image", entry: int, *, discard: bool) -> None:
     """Take away the references that an L2 entry, which stands nowhere any more, had to host clusters."""
-    if entry & OFLAG_COMPRESSED:
+    if image.external:
+        if discard and entry & image.host_mask:
+            image.unused_data.add((entry & OFFSET_MASK) >> image.cluster_bits)
+    elif entry & OFLAG_COMPRESSED:
         first, count = compressed_clusters(image, entry)
         image.release(first << image.cluster_bits, count, discard=discard)
     elif host := entry & OFFSET_MASK:

@@ -6,28 +6,31 @@ from typing import TYPE_CHECKING, Final
 
 from aioblock.base.errors import OptionError
 from aioblock.base.options import Options
+from aioblock.drivers.formats.qcow2.overlap import ALWAYS, LEVELS, PARTS
 
 if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.header import Header
 
-__all__ = ["RuntimeOptions", "take_options"]
+__all__ = ["RUNTIME_OPTIONS", "RuntimeOptions", "take_options"]
 
 L2_CACHE_BYTES: Final = 32 << 20
 """The most that the L2 cache takes where nobody asks for more; it is never larger than the whole image needs."""
 MIN_TABLES: Final = 4
 """Of each kind, whatever the options say: that many tables one request may need at a time."""
 
-OVERLAP_CHECKS: Final = ("none", "constant", "cached", "all")
-OVERLAP_PARTS: Final = (
-    "main-header",
-    "active-l1",
-    "active-l2",
-    "refcount-table",
-    "refcount-block",
-    "snapshot-table",
-    "inactive-l1",
-    "inactive-l2",
-    "bitmap-directory",
+RUNTIME_OPTIONS: Final = frozenset(
+    (
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+        "lazy-refcounts",
+        "overlap-check",
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "pass-discard-other",
+    )
 )
 
 
@@ -41,6 +44,14 @@ class RuntimeOptions:
     """How many refcount blocks may be in memory."""
     discard_freed: bool
     """Storage of clusters that the guest discarded is given back to the file."""
+    discard_snapshot: bool
+    """The same of clusters that become free with a snapshot, or when one is applied."""
+    discard_other: bool
+    """The same of all other clusters that become free."""
+    lazy_refcounts: bool
+    """Refcounts are written at the end, under the protection of the dirty bit."""
+    overlap_check: frozenset[str]
+    """The parts of the metadata over which nothing is written."""
 
 
 def take_options(options: "Options", header: "Header", *, unmap: bool) -> RuntimeOptions:
@@ -68,8 +79,6 @@ def take_options(options: "Options", header: "Header", *, unmap: bool) -> Runtim
         l2 = L2_CACHE_BYTES
     l2_tables = max(-(-min(l2, whole) // size), MIN_TABLES)
     blocks = max((refcounts or 0) // size, MIN_TABLES)
-    if l2 // size > (1 << 31) - 1:
-        raise OptionError("L2 cache size too big", option="l2-cache-size")
     if blocks > (1 << 31) - 1:
         raise OptionError("Refcount cache size too big", option="refcount-cache-size")
     entry = options.take_size("l2-cache-entry-size", size)
@@ -78,32 +87,35 @@ def take_options(options: "Options", header: "Header", *, unmap: bool) -> Runtim
             f"L2 cache entry size must be a power of two between 512 and the cluster size ({size})",
             option="l2-cache-entry-size",
         )
+    if l2 // entry > (1 << 31) - 1:
+        raise OptionError("L2 cache size too big", option="l2-cache-size")
     interval = options.take_int("cache-clean-interval", 0)
     if not 0 <= interval < 1 << 32:
         raise OptionError("Cache clean interval too big", option="cache-clean-interval")
-    if options.take_bool("lazy-refcounts", False) and header.version < 3:
+    lazy = options.take_bool("lazy-refcounts", header.lazy_refcounts)
+    if lazy and header.version < 3:
         raise OptionError(
             "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level", option="lazy-refcounts"
         )
-    _take_overlap_check(options)
+    overlap_check = _take_overlap_check(options)
     discard = options.take_bool("pass-discard-request", unmap)
-    for name in ("pass-discard-snapshot", "pass-discard-other"):
-        options.take_bool(name, False)
-    return RuntimeOptions(l2_tables, blocks, discard)
+    snapshot = options.take_bool("pass-discard-snapshot", True)
+    other = options.take_bool("pass-discard-other", False)
+    return RuntimeOptions(l2_tables, blocks, discard, snapshot, other, lazy, overlap_check)
 
 
-def _take_overlap_check(options: "Options") -> None:
-    """Every metadata area that is known is protected always, so these options are checked and change nothing."""
+def _take_overlap_check(options: "Options") -> frozenset[str]:
+    """The parts of the metadata that are protected: those of the template, plus and minus what is set by itself."""
     given = options.take("overlap-check")
     parts = Options(given if isinstance(given, Mapping) else {"template": given} if given is not None else {})
     template = parts.take_str("template", "cached")
-    if template not in OVERLAP_CHECKS:
+    if template not in LEVELS:
         raise OptionError(
             f"Unsupported value '{template}' for qcow2 option 'overlap-check'. "
-            f"Allowed are any of the following: {', '.join(OVERLAP_CHECKS)}",
+            f"Allowed are any of the following: {', '.join(LEVELS)}",
             option="overlap-check",
         )
-    for name in OVERLAP_PARTS:
-        parts.take_bool(name)
+    chosen = {name for name in PARTS if parts.take_bool(name, name in LEVELS[template])}
     for name in parts.leftover():
         raise OptionError(f"Invalid parameter 'overlap-check.{name}'", option="overlap-check")
+    return frozenset(chosen) | ALWAYS

@@ -71,6 +71,8 @@ async def _read_run(image: "Image", offset: int, run: Run, buffer: memoryview) -
     elif kind == COMPRESSED:
         await read_compressed(image, run.entry, offset & image.cluster_mask, buffer)
     elif kind in HOLES and image.backing is not None and offset < image.backing.length:
+        if image.event is not None:
+            await image.event("read_backing_aio")
         await image.backing.readinto(offset, buffer)
     else:
         buffer[:] = bytes(len(buffer))

@@ -12,11 +12,12 @@ larger table is laid right behind the new blocks. The file learns of both by the
 import asyncio
 import errno
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aioblock.drivers.formats.qcow2.entries import (
     REFTABLE_OFFSET_MASK,
     REFTABLE_RESERVED_MASK,
+    as_c,
     table_from_bytes,
 )
 from aioblock.drivers.formats.qcow2.refblocks import counts_from_bytes, find_zero, zero_counts
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.image import Free, Image
 
 __all__ = ["Refcounts"]
+
+
+SETTLED_AT_ONCE: Final = 1024
+"""How many clusters are counted down before other tasks get their turn."""
 
 
 class Refcounts:
@@ -59,11 +64,20 @@ class Refcounts:
         """Read the refcount table anew, and forget the blocks. Raises: OSError."""
         header = self.image.header
         nbytes = header.refcount_table_clusters << header.cluster_bits
+        if self.image.event is not None:
+            await self.image.event("reftable_load")
         self.table = table_from_bytes(await self.image.file.pread(header.refcount_table_offset, nbytes))
         self.table_offset = header.refcount_table_offset
         self.blocks.clear()
         self.hint = 0
         self._loaded = True
+
+    def forget(self) -> None:
+        """The file was changed behind our back: `load` comes next."""
+        self.blocks.clear()
+        self.dirty.clear()
+        self.table_dirty.clear()
+        self.table_moved = False
 
     async def ready(self) -> None:
         """Load, unless that is done. Raises: OSError."""
@@ -110,9 +124,11 @@ class Refcounts:
         entry = self.table[index]
         offset = entry & REFTABLE_OFFSET_MASK
         if offset & image.cluster_mask:
-            raise image.corruption(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")
+            raise image.corruption(f"Refblock offset {offset:#x} unaligned (reftable index: {as_c(index)})")
         if not offset or entry & REFTABLE_RESERVED_MASK:
-            raise image.corruption(f"Refcount table entry {entry:#x} is invalid (reftable index: {index:#x})")
+            raise image.corruption(f"Refcount table entry {entry:#x} is invalid (reftable index: {as_c(index)})")
+        if image.event is not None:
+            await image.event("refblock_load")
         counts = counts_from_bytes(await image.file.pread(offset, image.cluster_size), self.order)
         trim(self.blocks, self.limit - 1)
         self.blocks[index] = CachedTable(index, offset, counts)
@@ -133,6 +149,10 @@ class Refcounts:
 
         `what` they are for is said in messages. Raises: OSError; then nothing is allocated.
         """
+        event = self.image.event
+        if event is not None:
+            await event("cluster_alloc")
+            await event("refblock_alloc")
         while True:
             index, first = self.hint >> self.shift, self.hint & self.mask
             block = self.blocks.get(index)
@@ -161,7 +181,7 @@ class Refcounts:
 
     def _check_free(self, cluster: int, count: int, what: str) -> None:
         """Raises: OSError where clusters that count as free hold metadata."""
-        if not cluster:
+        if not cluster and what != "data cluster":
             raise self.image.corruption(f"Preventing invalid allocation of {what} at offset 0")
         self.image.check_not_metadata(cluster, count)
 
@@ -242,15 +262,31 @@ class Refcounts:
 
         Raises: OSError; what could not be counted down stays in use for ever, which is safe.
         """
-        image = self.image
-        bits = image.cluster_bits
-        for cluster in range(free.first, free.first + free.clusters):
-            if discard and free.discard and await self.count(cluster) == 1:
-                try:
-                    await image.data_file.pdiscard(cluster << bits, image.cluster_size)
-                except OSError:
-                    pass  # advisory
-            await self._count_down(cluster)
+        if self.image.event is not None:
+            await self.image.event("cluster_free")
+        stop = free.first + free.clusters
+        for low in range(free.first, stop, SETTLED_AT_ONCE):
+            clusters = range(low, min(low + SETTLED_AT_ONCE, stop))
+            if discard:  # before they may be used again
+                await self.give_storage_back([cluster for cluster in clusters if await self.count(cluster) == 1])
+            for cluster in clusters:
+                await self._count_down(cluster)
+            if clusters.stop < stop:
+                await asyncio.sleep(0)
+
+    async def give_storage_back(self, clusters: list[int]) -> None:
+        """Discard host clusters, in ascending order, that nobody refers to or allocates. Advisory: no error is told."""
+        file, bits = self.image.file, self.image.cluster_bits
+        number = 0
+        while number < len(clusters):
+            first, number = clusters[number], number + 1
+            count = 1
+            while number < len(clusters) and clusters[number] == first + count:
+                number, count = number + 1, count + 1
+            try:
+                await file.pdiscard(first << bits, count << bits)
+            except OSError:
+                pass
 
     # -- growth ------------------------------------------------------------------------------------------------------
 
@@ -277,6 +313,17 @@ class Refcounts:
         self.blocks[index] = block
         self.image.table_moved(0, 0, block.offset, self.image.cluster_size)
         self._changed(block, 0, len(block.entries))
+
+    def drop_block(self, block: CachedTable) -> None:
+        """Take away a block that counts nothing, or itself alone. Nobody allocates before that is stable."""
+        image = self.image
+        del self.blocks[block.index]
+        self.dirty.pop(block.index, None)
+        self.table[block.index] = 0
+        self.table_dirty.add(block.index)
+        image.table_moved(block.offset, image.cluster_size, 0, 0)
+        if block.offset >> image.cluster_bits >> self.shift != block.index:
+            image.release(block.offset)
 
     def _set_used(self, cluster: int, count: int) -> None:
         """Set the count of clusters to 1; their blocks are new, and so in memory."""

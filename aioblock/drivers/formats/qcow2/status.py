@@ -42,6 +42,9 @@ _FLAGS: Final = {
     COMPRESSED: DATA | STATUS_COMPRESSED,
 }
 
+_ENCRYPTED_FLAGS: Final = {kind: flags & ~OFFSET_VALID for kind, flags in _FLAGS.items()}
+"""What lies at a host offset is not what the guest sees there."""
+
 STEPS: Final = 1024
 """How many runs (or tables that are not there) are joined into one answer."""
 BATCH: Final = 1 << 16
@@ -52,7 +55,8 @@ async def block_status(image: "Image", offset: int, nbytes: int, want_zero: bool
     """The run at `offset`; longer than one table where the next ones are in memory. Raises: OSError."""
     table = await image.l2.fetch(offset >> image.table_shift)
     kind, pnum, host, _ = find_run(image, table, offset, nbytes)
-    flags = _FLAGS[kind]
+    known = _ENCRYPTED_FLAGS if image.encrypted else _FLAGS
+    flags = known[kind]
     at, end = offset + pnum, offset + nbytes
     for _ in range(STEPS):
         if at >= end:
@@ -64,12 +68,12 @@ async def block_status(image: "Image", offset: int, nbytes: int, want_zero: bool
         if table is not None and not _sound(image, table, at):
             break
         run = find_run(image, table, at, end - at)
-        if _FLAGS[run.kind] != flags or (flags & OFFSET_VALID and run.host != host + at - offset):
+        if known[run.kind] != flags or (flags & OFFSET_VALID and run.host != host + at - offset):
             break
         at += run.nbytes
     if kind == NORMAL and want_zero and await holes_in_data(image):
         flags |= RECURSE
-    return Status(flags, at - offset, host, image.file if flags & OFFSET_VALID else None)
+    return Status(flags, at - offset, host, image.data_file if flags & OFFSET_VALID else None)
 
 
 def _sound(image: "Image", table: "CachedTable", offset: int) -> bool:
@@ -84,6 +88,8 @@ async def holes_in_data(image: "Image") -> bool:
 
     The rule is QEMU's: more clusters in use than 10/9 of those that take up room, and at least two more.
     """
+    if image.external or image.encrypted:
+        return False  # the rule looks at the file that the refcounts count; a hole decrypts to noise
     if image.preallocated is None:
         try:
             image.preallocated = await _count_holes(image)
@@ -124,7 +130,7 @@ async def extents(image: "Image", offset: int, nbytes: int, want_zero: bool) -> 
 
     from aioblock.core.extents import ExtentBatch
 
-    data_flags = DATA | OFFSET_VALID
+    data_flags = DATA if image.encrypted else DATA | OFFSET_VALID
     if want_zero and await holes_in_data(image):
         data_flags |= RECURSE
     pieces: list[tuple[Any, Any, Any]] = []
@@ -156,7 +162,7 @@ async def extents(image: "Image", offset: int, nbytes: int, want_zero: bool) -> 
         at += covered
     lengths, flags, host = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     index_of = np.where(flags & OFFSET_VALID, 0, -1).astype(np.int8)
-    return ExtentBatch(offset, lengths.astype(np.int64), flags, host, index_of, (image.file,))
+    return ExtentBatch(offset, lengths.astype(np.int64), flags, host, index_of, (image.data_file,))
 
 
 _BAD: Final = 0xFF
@@ -172,11 +178,13 @@ def _classify(image: "Image", table: "CachedTable", first: int, end: int, data_f
     words = np.frombuffer(table.entries, np.uint64)
     bad_bits = np.uint64((L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO)
     zero_bit = np.uint64(OFLAG_ZERO)
+    host_bits = np.uint64(image.host_mask)
     if not image.extended:
         entries = words[first : last + 1]
         host = (entries & np.uint64(OFFSET_MASK)).astype(np.int64)
         zero = (entries & zero_bit) != 0
-        normal = ~zero & (host != 0)
+        hosted = (entries & host_bits) != 0
+        normal = ~zero & hosted
         bad = (entries & bad_bits) != 0
         if image.version < 3:
             bad |= zero
@@ -185,11 +193,12 @@ def _classify(image: "Image", table: "CachedTable", first: int, end: int, data_f
         bitmaps = words[2 * first + 1 : 2 * last + 2 : 2, None]
         numbers = np.arange(SUBCLUSTERS, dtype=np.uint64)
         host = (entries & np.uint64(OFFSET_MASK)).astype(np.int64)
+        hosted = (entries & host_bits) != 0
         normal = (bitmaps >> numbers & np.uint64(1)) != 0
         zero = (bitmaps >> (numbers + np.uint64(SUBCLUSTERS)) & np.uint64(1)) != 0
-        bad = ((entries & bad_bits) != 0) | (normal & (zero | (host == 0)))
+        bad = ((entries & bad_bits) != 0) | (normal & (zero | ~hosted))
     compressed = (entries >> np.uint64(62) & np.uint64(1)) != 0
-    kept = np.where(host != 0, OFFSET_VALID, 0)
+    kept = np.where(hosted, data_flags & OFFSET_VALID, 0)
     flags = np.where(normal, data_flags, np.where(zero, ZERO | kept, kept))
     flags = np.where(bad, _BAD, flags)
     flags = np.where(compressed, DATA | STATUS_COMPRESSED, flags).astype(np.uint8)

@@ -11,7 +11,7 @@ import asyncio
 from array import array
 from typing import TYPE_CHECKING
 
-from aioblock.drivers.formats.qcow2.entries import OFFSET_MASK, OFLAG_COPIED, table_from_bytes
+from aioblock.drivers.formats.qcow2.entries import OFFSET_MASK, OFLAG_COPIED, as_c, table_from_bytes
 
 if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.image import Image
@@ -114,7 +114,9 @@ class L2Cache:
         image = self.image
         offset = image.l2_offset(index)
         if not offset:
-            raise image.corruption(f"L2 table at offset 0 (L1 index: {index:#x})")
+            raise image.corruption(f"L2 table at offset 0 (L1 index: {as_c(index)})")
+        if image.event is not None:
+            await image.event("l2_load")
         entries = table_from_bytes(await image.file.pread(offset, image.cluster_size))
         trim(self.tables, self.limit - 1)
         self.tables[index] = CachedTable(index, offset, entries)
@@ -149,6 +151,10 @@ class L2Cache:
     async def _make(self, index: int, old: CachedTable | None) -> None:
         """A new table in a cluster of its own. Nobody changes `old` meanwhile: nobody owns it, and it is our turn."""
         image = self.image
+        if image.event is not None:
+            if old is not None:
+                await image.event("l2_alloc_cow_read")
+            await image.event("l2_alloc_write")
         cluster, _ = await image.refcounts.allocate(1, "L2 table")
         offset = cluster << image.cluster_bits
         entries = array("Q", old.entries) if old is not None else array("Q", bytes(image.cluster_size))
@@ -161,6 +167,23 @@ class L2Cache:
         trim(self.tables, self.limit - 1)
         self.tables[index] = table
         self.changed(table, 0, len(entries))
+
+    async def drop(self, index: int) -> CachedTable | None:
+        """Take away the table of an L1 entry, which is 0 afterwards; None where there is none.
+
+        What the table refers to is the caller's to release. Nobody changes it meanwhile. Raises: OSError.
+        """
+        while (table := await self.fetch(index)) is not None and (turn := self._turns.get(index)) is not None:
+            await turn.wait()
+        if table is not None:
+            image = self.image
+            image.release(table.offset)
+            image.table_moved(table.offset, image.cluster_size, 0, 0)
+            image.l1[index] = 0
+            image.l1_dirty.add(index)
+            del self.tables[index]
+            self.dirty.pop(index, None)
+        return table
 
     def changed(self, table: CachedTable, first: int, end: int) -> None:
         """Entries (64-bit words) `first` up to `end` of an owned table were set; the next commit writes them."""

@@ -8,6 +8,7 @@ data and tail are one write where that is cheap. Only when all of this is in the
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from aioblock.drivers.formats.qcow2.commit import commit
 from aioblock.drivers.formats.qcow2.entries import (
     ALLOC_ALL,
     NORMAL,
@@ -45,14 +46,19 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
         image.check_writable()
         await image.make_room()
         table = await image.l2.own(offset >> image.table_shift)
+        if image.options.lazy_refcounts and table.index in image.l1_dirty:
+            # Only the counts of data are late: those of tables are in the file before data hangs on them.
+            await commit(image, counts=True)
+            continue
         if (event := image.allocating.get(offset >> image.cluster_bits)) is not None:
             await event.wait()
             continue
         run = find_run(image, table, offset, len(data))
         if run.kind == NORMAL and run.copied:
             done = run.nbytes
-            first = run.host >> image.cluster_bits
-            image.check_not_metadata(first, (run.host + done - 1 >> image.cluster_bits) - first + 1)
+            if not image.external:
+                first = run.host >> image.cluster_bits
+                image.check_not_metadata(first, (run.host + done - 1 >> image.cluster_bits) - first + 1)
             await image.data.pwrite(run.host, offset, data[:done])
         else:
             done = await _write_allocating(image, table, offset, data)
@@ -66,8 +72,8 @@ class _Plan(NamedTuple):
     clusters: range
     entries: list[tuple[int, int]]
     """What `cluster_entry` says of each."""
-    kept: int
-    """Offset of the first host cluster, where they keep theirs; 0: they need new ones."""
+    kept: int | None
+    """Offset of the first host cluster, where they keep theirs; None: they need new ones."""
 
 
 async def _write_allocating(image: "Image", table: "CachedTable", offset: int, data: memoryview) -> int:
@@ -76,11 +82,12 @@ async def _write_allocating(image: "Image", table: "CachedTable", offset: int, d
     # The claim comes before the first await, and covers what was planned.
     event = image.claim(plan.clusters)
     try:
-        if plan.kept:
-            await _fill_and_link(image, plan, plan.kept, offset, data)
+        if plan.kept is not None or image.external:
+            host = plan.clusters.start << image.cluster_bits if plan.kept is None else plan.kept
+            await _fill_and_link(image, plan, host, offset, data)
             return _end(image, plan.clusters, offset, data) - offset
         host, count = await image.refcounts.allocate(len(plan.clusters), "data cluster")
-        part = _Plan(plan.clusters[:count], plan.entries[:count], 0)
+        part = _Plan(plan.clusters[:count], plan.entries[:count], None)
         try:
             await _fill_and_link(image, part, host << image.cluster_bits, offset, data)
         except BaseException:
@@ -96,21 +103,25 @@ def _plan(image: "Image", table: "CachedTable", offset: int, nbytes: int) -> _Pl
     stop = min((offset + nbytes - 1 >> image.cluster_bits) + 1, (first | image.l2_mask) + 1)
     entries: list[tuple[int, int]] = []
     full = (1 << image.subclusters) - 1
-    kept = 0
+    kept: int | None = None
     for cluster in range(first, stop):
         if cluster in image.allocating:
             break
         entry, bitmap = cluster_entry(image, table, cluster)
         # COPIED, and a standard entry: the host cluster is ours to fill.
-        keeps = entry & OFFSET_MASK if entry & (OFLAG_COPIED | OFLAG_COMPRESSED) == OFLAG_COPIED else 0
+        own = entry & (OFLAG_COPIED | OFLAG_COMPRESSED) == OFLAG_COPIED and entry & image.host_mask
+        keeps = entry & OFFSET_MASK if own else None
         if not entries:
             kept = keeps
-        elif (keeps and bitmap & full == full) or keeps != (kept and kept + (cluster - first << image.cluster_bits)):
+        elif own:
+            if bitmap & full == full or kept is None or keeps != kept + (cluster - first << image.cluster_bits):
+                break
+        elif kept is not None:
             break
         entries.append((entry, bitmap))
-        if image.extended and keeps:
+        if image.extended and own:
             break  # some of its subclusters may be in use: such a cluster comes alone
-    if kept:
+    if kept is not None and not image.external:
         image.check_not_metadata(kept >> image.cluster_bits, len(entries))
     return _Plan(range(first, first + len(entries)), entries, kept)
 
@@ -136,7 +147,7 @@ async def _fill_and_link(image: "Image", plan: _Plan, host: int, offset: int, da
         touched = _touched(image, *inside)
         bitmap = bitmap & ~(touched << SUBCLUSTERS) | touched
         set_cluster_entry(image, table, cluster, host + (number << bits) | OFLAG_COPIED, bitmap)
-        if not plan.kept:
+        if plan.kept is None:
             release_entry(image, entry, discard=False)
 
 
@@ -159,7 +170,7 @@ def _lower_bound(image: "Image", old: tuple[int, int], low: int, high: int) -> i
     size = image.subcluster_size
     low = max(low, 0)
     used = _in_use(image, entry, bitmap)
-    if entry & OFLAG_COPIED and entry & OFFSET_MASK and not entry & OFLAG_COMPRESSED:
+    if entry & OFLAG_COPIED and entry & image.host_mask and not entry & OFLAG_COMPRESSED:
         # What is in use stays where it is: nothing before `low` is touched there.
         return low if used >> (low // size) & 1 else low // size * size
     first = (used & -used).bit_length() - 1 if used else image.subclusters
@@ -173,7 +184,7 @@ def _upper_bound(image: "Image", old: tuple[int, int], low: int, high: int) -> i
     high = min(high, image.cluster_size)
     used = _in_use(image, entry, bitmap)
     last = (high - 1) // size
-    if entry & OFLAG_COPIED and entry & OFFSET_MASK and not entry & OFLAG_COMPRESSED:
+    if entry & OFLAG_COPIED and entry & image.host_mask and not entry & OFLAG_COMPRESSED:
         return high if used >> last & 1 else (last + 1) * size
     return max(last + 1, used.bit_length()) * size
 
@@ -192,10 +203,14 @@ async def _fill(image: "Image", host: int, low: int, offset: int, data: memoryvi
     if high - low <= MERGE_BYTES:
         whole = memoryview(bytearray(high - low))
         whole[head : head + len(data)] = data
+        if image.event is not None and not (head_zero and tail_zero):
+            await image.event("cow_read")
         if not head_zero:
             await read(image, low, whole[:head])
         if not tail_zero:
             await read(image, end, whole[head + len(data) : inside - low])
+        if image.event is not None:
+            await image.event("cow_write")
         await image.data.pwrite(host, low, whole)
         return
     if head:
@@ -218,5 +233,7 @@ async def _fill_part(image: "Image", host: int, guest: int, nbytes: int, zero: b
     bounce = memoryview(bytearray(step))
     for at in range(0, nbytes, step):
         part = bounce[: min(step, nbytes - at)]
+        if image.event is not None:
+            await image.event("cow_read")
         await read(image, guest + at, part)
         await image.data.pwrite(host + at, guest + at, part)

@@ -14,7 +14,6 @@ from aioblock.base.flags import REQ_MAY_UNMAP
 from aioblock.drivers.formats.qcow2.entries import (
     COMPRESSED,
     NORMAL,
-    OFFSET_MASK,
     OFLAG_COMPRESSED,
     SUBCLUSTERS,
     subcluster_mask,
@@ -46,6 +45,8 @@ async def write_zeroes(image: "Image", offset: int, nbytes: int, flags: int) -> 
     unit = image.subcluster_size
     if image.version < 3 and image.backing is not None:
         raise NotSupported("A version 2 image with a backing file cannot mark clusters as zero")
+    if image.data_file_raw:  # the data file shall say the same without us
+        await image.data.pwrite_zeroes(offset, offset, nbytes)
     if offset % unit or (end % unit and end != image.size):
         await _zero_partial(image, offset, nbytes)
         return
@@ -102,7 +103,7 @@ def _zero_cluster(image: "Image", table: "CachedTable", cluster: int, inside: in
     if image.version < 3:
         new_entry = new_bitmap = 0
     elif nbytes == image.cluster_size:
-        keep = entry & OFFSET_MASK and not entry & OFLAG_COMPRESSED and not unmap
+        keep = entry & image.host_mask and not entry & OFLAG_COMPRESSED and not unmap
         new_entry = entry if keep else 0
         new_bitmap = subcluster_mask(0, image.subclusters) << SUBCLUSTERS
     else:
@@ -132,10 +133,12 @@ async def discard(image: "Image", offset: int, nbytes: int) -> None:
     offset = -(-offset // image.cluster_size) * image.cluster_size
     end = -(-end // image.cluster_size) * image.cluster_size if end >= image.size else end & ~image.cluster_mask
     zero = subcluster_mask(0, image.subclusters) << SUBCLUSTERS if image.version >= 3 else 0
+    if image.data_file_raw and offset < end:
+        await image.data_file.pwrite_zeroes(offset, min(end, image.size) - offset, REQ_MAY_UNMAP)
     async for table, low, high in _tables(image, offset, end, only_existing=not over_backing):
         for cluster in range(low >> image.cluster_bits, high >> image.cluster_bits):
-            entry, bitmap = old = cluster_entry(image, table, cluster)
-            if entry or bitmap or over_backing:
+            entry, _ = old = cluster_entry(image, table, cluster)
+            if entry or over_backing:  # what has no host cluster reads as zeroes already
                 _replace(image, table, cluster, old, (0, zero))
 
 

@@ -1,0 +1,52 @@
+"""`convert --bitmaps`: the persistent bitmaps of an image, copied to another one."""
+
+from typing import TYPE_CHECKING
+
+from ..program import ProgramError, error_text, print_error
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend, DirtyBitmap
+
+__all__ = ["check_source_bitmaps", "copy_bitmaps"]
+
+
+def _persistent(disk: "BlockBackend") -> "list[DirtyBitmap]":
+    return [bitmap for bitmap in disk.bitmaps().values() if bitmap.persistent]
+
+
+def check_source_bitmaps(source: "BlockBackend", skip_broken: bool) -> None:
+    """Before anything is made: whether the bitmaps can be copied. Raises: ProgramError."""
+    if not source.stores_bitmaps:
+        raise ProgramError("Source lacks bitmap support")
+    if skip_broken:
+        return
+    for bitmap in reversed(_persistent(source)):
+        if bitmap.inconsistent:
+            raise ProgramError(
+                f"Cannot copy inconsistent bitmap '{bitmap.name}'\n"
+                "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
+            )
+
+
+async def copy_bitmaps(source: "BlockBackend", target: "BlockBackend") -> None:
+    """Copy the bitmaps that are consistent, and say which are not. Raises: ProgramError."""
+    from aioblock import BlockError
+
+    for bitmap in reversed(_persistent(source)):
+        if bitmap.inconsistent:
+            print_error(f"warning: Skipping inconsistent bitmap '{bitmap.name}'")
+    for bitmap in _persistent(source):
+        name = bitmap.name
+        if bitmap.inconsistent:
+            continue
+        try:
+            await target.bitmap_add(name, bitmap.granularity, disabled=True)
+        except (OSError, BlockError) as error:
+            raise ProgramError(f"Failed to create bitmap {name}: {error_text(error)}") from error
+        try:
+            await target.bitmap_merge(name, name, source)
+            if bitmap.enabled:
+                await target.bitmap_enable(name)
+        except (OSError, BlockError) as error:
+            await target.bitmap_remove(name)
+            raise ProgramError(f"Failed to populate bitmap {name}: {error_text(error)}") from error
