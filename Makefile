@@ -8,7 +8,7 @@ ARGS ?=
 PYTHON ?=
 export PYTHON
 
-.PHONY: help install oracles demo test check format bench conformance clean
+.PHONY: help install oracles demo test check format powercut stress bench conformance clean
 
 help: ## list the targets
 	@printf 'aioblock. Start with: make demo\n\n'
@@ -37,6 +37,15 @@ check: install ## linters, types, spelling and layers
 format: install ## put imports and layout in order
 	$(VENV)/bin/ruff check --select I --fix .
 	$(VENV)/bin/ruff format .
+
+stress: install oracles ## random sequences done by aioblock and by QEMU to twins (ARGS="--sequences 10000")
+	$(VENV)/bin/python -m tests.stress $(ARGS)
+
+# How many states `make powercut` looks at; a seed that it printed, to look at that one again.
+STATES ?= 200000
+SEED ?=
+powercut: install ## cut the power at STATES=1000000 moments and look what is left, or replay SEED=...
+	$(VENV)/bin/python -m tests.faults.powercut --states $(STATES) $(if $(SEED),--seed '$(SEED)') $(ARGS)
 
 bench: install ## run the benchmarks
 	$(VENV)/bin/python -m benchmarks $(ARGS)

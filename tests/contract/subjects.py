@@ -9,7 +9,15 @@ from typing import Any
 
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import Role
+from aioblock.core.objects import NamedObject
+from aioblock.core.throttling import Limits, ThrottleGroup
+from aioblock.drivers.filters.blkdebug import BlkdebugDriver
+from aioblock.drivers.filters.blklogwrites import BlklogwritesDriver
+from aioblock.drivers.filters.blkverify import BlkverifyDriver
 from aioblock.drivers.filters.copy_on_read import CopyOnReadDriver
+from aioblock.drivers.filters.preallocate import PreallocateDriver
+from aioblock.drivers.filters.throttle import ThrottleDriver
+from aioblock.drivers.formats.luks import LuksDriver
 from aioblock.drivers.formats.qcow2 import Qcow2Driver
 from aioblock.drivers.formats.raw import RawDriver
 from aioblock.drivers.protocols.memory import MemoryDisk, MemoryDriver
@@ -19,6 +27,7 @@ from aioblock.drivers.protocols.posix.host_device import HostDeviceDriver
 from aioblock.graph.opening import open_root
 from aioblock.graph.permissions import root_permissions
 from aioblock.graph.settings import OpenSettings
+from tests.kit.encrypted import OBJECTS, luks_image, qcow2_image
 from tests.kit.fake_context import open_driver
 from tests.kit.loop_device import loop_device
 from tests.kit.memory_io import MemoryIO
@@ -34,6 +43,8 @@ class Subject:
     driver: type[BlockDriver]
     keeps = True
     """What was written is read back."""
+    grows_with_zeroes = True
+    """What a truncate adds reads as zeroes."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         """Make storage of SIZE bytes, empty, in `folder`; what must be undone goes onto `stack`."""
@@ -134,13 +145,95 @@ class RawTail(Raw):
     child_size = SIZE + 1000
 
 
-class CopyOnRead(OverMemory):
+class Filter(OverMemory):
+    """A filter, over a child of any role."""
+
+    role = Role.FILE
+
+    async def open(self, *, read_only: bool = False) -> BlockDriver:
+        children = {self.role: self.child} | self.others()
+        return await open_driver(
+            self.driver, self.options, children=children, objects=self.objects(), read_only=read_only
+        )
+
+    def others(self) -> dict[Role, MemoryIO]:
+        """Its other children."""
+        return {}
+
+    def objects(self) -> dict[str, NamedObject]:
+        """What its options refer to."""
+        return {}
+
+
+class CopyOnRead(Filter):
     driver = CopyOnReadDriver
+
+
+class Blkdebug(Filter):
+    driver = BlkdebugDriver
+    role = Role.IMAGE
+
+
+class BlkdebugLimits(Blkdebug):
+    options = {"align": 4096, "max-transfer": 16384, "opt-write-zero": 12288, "opt-discard": 8192, "max-discard": 16384}
+
+
+class Blklogwrites(Filter):
+    driver = BlklogwritesDriver
+
+    def others(self) -> dict[Role, MemoryIO]:
+        return {Role.LOG: MemoryIO()}
+
+
+class Blkverify(Filter):
+    driver = BlkverifyDriver
+    role = Role.RAW
+
+    def others(self) -> dict[Role, MemoryIO]:
+        test = MemoryIO(bytes(self.child.data))
+        test.node.set_driver(MemoryDriver(MemoryDisk()), 0)
+        return {Role.TEST: test}
+
+
+class Throttle(Filter):
+    driver = ThrottleDriver
+    options = {"throttle-group": "g"}
+
+    def objects(self) -> dict[str, NamedObject]:
+        return {"g": ThrottleGroup(Limits({"iops-total": 10**9}))}
+
+
+class Preallocate(Filter):
+    driver = PreallocateDriver
+
+
+class Luks(OverMemory):
+    driver = LuksDriver
+    options = {"key-secret": "sec0"}
+    grows_with_zeroes = False
+
+    async def open(self, *, read_only: bool = False) -> BlockDriver:
+        if not any(self.child.data):
+            self.child.data[:] = await luks_image(SIZE)
+            await self._fill(await self._opened(read_only=False))
+        return await self._opened(read_only=read_only)
+
+    async def _opened(self, *, read_only: bool) -> BlockDriver:
+        return await open_driver(
+            self.driver, self.options, children={Role.FILE: self.child}, read_only=read_only, objects=OBJECTS
+        )
+
+    @staticmethod
+    async def _fill(new: BlockDriver) -> None:
+        """With zeroes: a new image reads as noise."""
+        await new.pwritev(0, memoryview(bytes(SIZE)), 0)
+        await new.close()
 
 
 class Qcow2(Subject):
     driver = Qcow2Driver
     options: dict[str, Any] = {}
+    opening: dict[str, Any] = {}
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.disk = MemoryDisk()
@@ -151,10 +244,26 @@ class Qcow2(Subject):
         )
         if not file.length:
             await Qcow2Driver.create(file, {"size": SIZE} | self.options)
-        return await open_driver(self.driver, {}, children={Role.FILE: file}, read_only=read_only)
+        return await open_driver(
+            self.driver, self.opening, children={Role.FILE: file}, read_only=read_only, objects=OBJECTS
+        )
 
     def storage(self) -> bytes | None:
         return self.disk.content()
+
+
+class Qcow2Luks(Qcow2):
+    opening = {"encrypt": {"key-secret": "sec0"}}
+    form = "luks"
+
+    async def open(self, *, read_only: bool = False) -> BlockDriver:
+        if not self.disk.content():
+            self.disk = MemoryDisk(content=await qcow2_image(SIZE, self.form))
+        return await super().open(read_only=read_only)
+
+
+class Qcow2Aes(Qcow2Luks):
+    form = "aes"
 
 
 class Qcow2Small(Qcow2):
@@ -180,8 +289,17 @@ SUBJECTS: dict[str, type[Subject]] = {
     "raw-range": RawRange,
     "raw-tail": RawTail,
     "copy-on-read": CopyOnRead,
+    "blkdebug": Blkdebug,
+    "blkdebug-limits": BlkdebugLimits,
+    "blklogwrites": Blklogwrites,
+    "blkverify": Blkverify,
+    "throttle": Throttle,
+    "preallocate": Preallocate,
+    "luks": Luks,
     "qcow2": Qcow2,
     "qcow2-512": Qcow2Small,
+    "qcow2-luks": Qcow2Luks,
+    "qcow2-aes": Qcow2Aes,
     "qcow2-v2": Qcow2Old,
     "qcow2-extended-l2": Qcow2Extended,
 }

@@ -241,7 +241,9 @@ async def test_truncate(subject: Subject, driver: BlockDriver) -> None:
         assert await driver.getlength() == SIZE
         return
     assert await driver.getlength() == SIZE + (64 << 10)
-    assert await read_from(driver, 0, SIZE + (64 << 10)) == data + bytes(64 << 10)
+    assert await read_from(driver, 0, SIZE) == data
+    if subject.grows_with_zeroes:
+        assert await read_from(driver, SIZE, 64 << 10) == bytes(64 << 10)
     try:
         await driver.truncate(64 << 10, exact=True, prealloc=Prealloc.OFF, flags=0)
     except NotSupported:
@@ -249,7 +251,8 @@ async def test_truncate(subject: Subject, driver: BlockDriver) -> None:
         return
     assert await driver.getlength() == 64 << 10
     await driver.truncate(SIZE, exact=True, prealloc=Prealloc.OFF, flags=0)
-    assert await read_from(driver, 0, SIZE) == data[: 64 << 10] + bytes(SIZE - (64 << 10))
+    if subject.grows_with_zeroes:
+        assert await read_from(driver, 0, SIZE) == data[: 64 << 10] + bytes(SIZE - (64 << 10))
 
 
 async def test_growing_by_writing(driver: BlockDriver) -> None:

@@ -8,6 +8,8 @@ import pytest
 import aioblock
 from aioblock.drivers.protocols.memory import MemoryDisk
 from tests.kit.cancel_points import cancelled_at
+from tests.kit.qcow2_images import new_image, open_disk
+from tests.kit.recorded_disk import RecordedDisk, fail_nth
 from tests.kit.scripted import Script, opened
 from tests.kit.watching import assert_idle, until
 
@@ -260,3 +262,17 @@ async def test_two_handles_on_one_disk_in_memory():
         await one.pwrite(5, b"hello")
         assert await other.pread(5, 5) == b"hello"
         assert one.node is not other.node
+
+
+async def test_what_ends_the_block_is_raised_and_what_the_close_meets_is_a_note_of_it() -> None:
+    disk = RecordedDisk(await new_image(1 << 20, cluster_size=4096))
+    disk.before = fail_nth(1, OSError(errno.EIO, "no flush"), verbs=("flush",))
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with await open_disk(disk) as image:
+            await image.pwrite(0, b"data")
+            raise ValueError("mine")
+    assert caught.value.__notes__ == ["Closing the image failed too: no flush"]
+    disk.before = fail_nth(1, OSError(errno.EIO, "no flush"), verbs=("flush",))
+    with pytest.raises(OSError, match="no flush"):
+        async with await open_disk(disk) as image:
+            await image.pwrite(0, b"data")

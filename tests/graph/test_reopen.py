@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -245,3 +246,27 @@ async def test_a_flush_that_failed_is_forgotten_by_opening_anew():
             await disk.reopen(writable=False)
         with pytest.raises(OSError):
             await disk.close()
+
+
+async def test_runtime_options_are_laid_over_those_of_the_opening(tmp_path: Path) -> None:
+    image = tmp_path / "image.qcow2"
+    await aioblock.create(image, "qcow2", {"cluster_size": 512}, size=1 << 20)
+    async with await aioblock.open(image, format="qcow2", writable=True, options={"l2-cache-size": 4096}) as disk:
+        state = disk.node.driver.image  # type: ignore[attr-defined]
+        assert (state.l2.limit, state.options.lazy_refcounts) == (8, False)
+        await disk.reopen(options={"lazy-refcounts": True})
+        assert (state.l2.limit, state.options.lazy_refcounts) == (8, True)
+        await disk.reopen(options={"l2-cache-size": 8192})
+        assert (state.l2.limit, state.options.lazy_refcounts) == (16, False)
+
+
+async def test_a_bad_option_changes_nothing(tmp_path: Path) -> None:
+    image = tmp_path / "image.qcow2"
+    await aioblock.create(image, "qcow2", size=1 << 20)
+    async with await aioblock.open(image, format="qcow2", writable=True) as disk:
+        state = disk.node.driver.image  # type: ignore[attr-defined]
+        for options in ({"lazy-refcounts": 42}, {"lazy-refcounts": True, "overlap-check": "blubb"}, {"size": 5}):
+            with pytest.raises(aioblock.OptionError):
+                await disk.reopen(writable=False, options=options)
+            assert disk.writable
+            assert not state.options.lazy_refcounts

@@ -10,6 +10,7 @@ from aioblock.core.context import CacheMode, OpenContext
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import InnerName, Role
 from aioblock.core.io import BlockIO
+from aioblock.core.objects import NamedObject
 from tests.kit.memory_io import MemoryIO
 
 __all__ = ["FakeContext", "open_driver", "read_from", "refuse"]
@@ -37,6 +38,8 @@ class FakeContext(OpenContext):
         direct: bool = False,
         no_flush: bool = False,
         probed: bool = False,
+        metadata_only: bool = False,
+        objects: Mapping[str, NamedObject] | None = None,
     ) -> None:
         self.options = Options(options or {})
         self.children = dict(children or {})
@@ -46,12 +49,14 @@ class FakeContext(OpenContext):
         self.cache = CacheMode(direct=direct, no_flush=no_flush)
         self.force_share = False
         self.for_check = False
+        self.metadata_only = metadata_only
+        self.objects = objects or {}
         self.unmap = True
         self.probed = probed
 
         self.this = _Alone()
 
-    async def open_child(self, role: Role) -> BlockIO:
+    async def open_child(self, role: Role, filename: str | None = None, *, perm: int = 0, unshared: int = 0) -> BlockIO:
         try:
             return self.children[role]
         except KeyError:

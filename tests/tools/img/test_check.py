@@ -6,6 +6,7 @@ import pytest
 
 from aioblock import CheckFinding, CheckResult
 from aioblock.tools.img.check import _check
+from aioblock.tools.img.progress import Progress
 from tests.kit.scripted import Script, opened
 
 pytestmark = pytest.mark.oracle
@@ -46,22 +47,67 @@ def test_compressed_and_fragmented_clusters_are_counted(images, line):
     images.same("check", *line.split(), "y")
 
 
-@pytest.mark.parametrize("what", ["leaks", "all"])
-def test_a_driver_that_cannot_repair_says_so(images, what):
-    result = images.run_ours("check", "-r", what, "x")
-    assert result == (63, "", "qemu-img: Repairing qcow2 images is not built yet\n")
+def _flags(sides):
+    _leak(sides)
+    sides.write("x", b"\0", 0x40000)  # the COPIED flag of the first L2 entry
+
+
+def _dirty(sides):
+    _corrupt(sides)
+    sides.write("x", b"\1", 79)
+
+
+@pytest.mark.parametrize("line", ["-r all", "-r all --output=json", "-r all -q", "-r leaks", "-r leaks --output=json"])
+@pytest.mark.parametrize("damage", [lambda sides: None, _leak, _flags], ids=["good", "leak", "flags"])
+def test_repair(images, line, damage):
+    damage(images)
+    assert images.same("check", *line.split(), "x").status == 0
+    assert images.same("check", "x").status == 0
+
+
+@pytest.mark.parametrize("damage", [_corrupt, _dirty], ids=["corrupt", "dirty"])
+def test_repair_of_refcounts(images, damage):
+    damage(images)
+    images.same("check", "x")
+    assert images.same("check", "-r", "all", "x").status == 0
+    images.same("check", "x")
+    images.same_content("x", "qcow2")
+
+
+def test_leaks_alone_cannot_be_repaired_in_a_structure_that_must_be_rebuilt(images):
+    _corrupt(images)
+    theirs, ours = images.run_theirs("check", "-r", "leaks", "x"), images.run_ours("check", "-r", "leaks", "x")
+    assert theirs.status == ours.status == 1
+    assert "ERROR need to rebuild refcount structures\n" in ours.err
+    assert ours.err == theirs.err.replace("qemu-img: Check failed: Input/output error\n", "")
+
+
+@pytest.mark.parametrize("command", ["map x", "convert -O raw x y"])
+def test_a_corruption_that_is_met_is_told_as_by_qemu(images, command):
+    images.write("x", bytes.fromhex("8000000000052a00"), 0x40000)
+    told = [side(*command.split()).err for side in (images.run_theirs, images.run_ours)]
+    lines = [line for err in told for line in err.splitlines() if line.startswith("qcow2: Image is corrupt")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+
+
+def test_progress_is_shown(images):
+    result = images.run_ours("check", "-p", "x")
+    assert result.status == 0
+    assert "(100.00/100%)" in result.out
+    assert "%" not in images.run_ours("check", "-p", "--output=json", "x").out
 
 
 async def _checked(results, capsys, *args):
     """What `check` prints and returns for a driver that finds these results, one after the other."""
     asked = []
 
-    async def check(self, *, fix_leaks=False, fix_errors=False):
+    async def check(self, *, fix_leaks=False, fix_errors=False, progress=None):
         asked.append((fix_leaks, fix_errors))
         return results[len(asked) - 1]
 
     async with opened(Script(1 << 20, attributes={"check": check})) as disk:
-        status = await _check(disk, "x", *args)
+        status = await _check(disk, "x", *args, Progress(False))
     out, err = capsys.readouterr()
     return status, out, err, asked
 

@@ -116,12 +116,6 @@ def test_a_wrong_command_line(sides, line):
     assert result.status != 0
 
 
-@pytest.mark.parametrize("command", ["amend", "bitmap", "commit", "dd", "measure", "rebase", "resize", "snapshot"])
-def test_a_command_that_is_not_built_says_so(sides, command):
-    result = sides.run_ours(command, "x")
-    assert result == (1, "", f"qemu-img: {command}: not built yet\n")
-
-
 def test_options_may_follow_operands_and_stand_together(sides):
     sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "x.qcow2", "1M")
     sides.same("info", "x.qcow2", "-Ufqcow2", "--output", "json")
@@ -138,7 +132,7 @@ def test_help_names_every_command(sides, words):
     result = sides.run_ours(*words)
     assert result.status == 0
     assert result.err == ""
-    for command in ("bench", "check", "compare", "convert", "create", "info", "map", "snapshot"):
+    for command in ("bench", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "rebase"):
         assert f" {command}" in result.out
 
 
@@ -152,8 +146,8 @@ def test_the_program_ends_with_the_status_of_its_main(program):
 
 
 def test_object_is_refused_by_name(sides):
-    result = sides.run_ours("info", "--object", "secret,id=s,data=x", "x")
-    assert result == (1, "", "qemu-img: --object: objects of type 'secret' are not supported\n")
+    result = sides.run_ours("info", "--object", "iothread,id=s", "x")
+    assert result == (1, "", "qemu-img: Parameter 'qom-type' does not accept value 'iothread'\n")
     assert sides.run_ours("compare", "--object", "secret,id=s", "x", "y").status == 2
 
 

@@ -182,18 +182,6 @@ def test_progress(images):
     assert images.run_ours("convert", "-p", "-q", "-O", "raw", "top", "out").out == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["-l", "snap"], "-l: reading an internal snapshot is not built yet"),
-        (["--bitmaps"], "--bitmaps: copying bitmaps is not built yet"),
-    ],
-)
-def test_what_is_not_built_says_so(images, words, message):
-    assert images.run_ours("convert", *words, "-O", "qcow2", "top", "out") == (1, "", f"qemu-img: {message}\n")
-    assert not (images.ours / "out").exists()
-
-
 def test_a_failure_removes_a_new_target_and_leaves_an_old_one(images):
     """A compressed cluster that does not unpack is an error in the middle of the work."""
     images.prepare("qemu-img", "create", "-q", "-f", "qcow2", "bad", "1M")

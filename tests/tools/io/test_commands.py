@@ -15,31 +15,12 @@ from aioblock.tools.io.session import Session
 
 from .conftest import ROOT
 
-PROGRAM_NOT_BUILT = "qemu-io: the command {} is not built yet: it needs the driver 'blkdebug'\n"
-
 
 @pytest.fixture
 def raw(home):
     path = home / "x.raw"
     path.write_bytes(bytes(1 << 20))
     return "x.raw"
-
-
-@pytest.mark.parametrize("command", ["break event tag", "remove_break tag", "wait_break tag", "resume tag"])
-def test_a_command_that_is_not_built_says_so(ours, raw, command):
-    assert ours("-f", "raw", "-c", command, raw) == (1, "", PROGRAM_NOT_BUILT.format(command.split()[0]))
-
-
-@pytest.mark.parametrize("verb", ["read", "write"])
-def test_the_vm_state_is_not_built_and_says_so(ours, raw, verb):
-    done = ours("-f", "raw", "-c", f"{verb} -b 0 512", raw)
-    assert done == (1, "", f"qemu-io: {verb} -b: access to the VM state is not built yet\n")
-
-
-def test_objects_are_not_built_and_the_program_says_so(ours, raw):
-    done = ours("--object", "secret,id=s,data=x", "-c", "length", raw)
-    assert (done.status, done.out) == (1, "")
-    assert "secret" in done.err and "not supported" in done.err
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from aioblock.base.errors import NotSupported
 from aioblock.core.images import CheckResult
 from aioblock.drivers.formats.qcow2 import references as references_module
+from aioblock.drivers.formats.qcow2 import table_runs
 from aioblock.drivers.formats.qcow2.check import check_image
 from aioblock.drivers.formats.qcow2.create import create
 from aioblock.drivers.formats.qcow2.entries import OFLAG_COPIED, table_to_bytes
@@ -400,7 +400,73 @@ async def test_snapshot_table_with_too_much_in_it():
     assert lines_of(result)[0].endswith("Too much extra metadata in snapshot table entry 0")
 
 
-async def test_external_data_file_is_not_built():
-    header = Header(3, 16, 0, 0, 0, 0x10000, 1, incompatible_features=4)
-    with pytest.raises(NotSupported):
-        await check_image(MemoryIO(bytes(0x30000)), header)
+DATA_FILE_L2 = 0x40000  # entries: data at 0 to 0x3ffff, zeroes at 0x100000, data at 0x200000
+DATA_FILE = [
+    ("sound", (DATA_FILE_L2, "Q", C)),
+    ("misaligned", (DATA_FILE_L2, "Q", C | 0x200)),
+    ("zero, misaligned", (DATA_FILE_L2 + 8 * 16, "Q", C | 0x201)),
+    ("far", (DATA_FILE_L2 + 8, "Q", C | 1 << 45)),
+    ("not copied", (DATA_FILE_L2 + 8, "Q", 0x10000)),
+    ("elsewhere", (DATA_FILE_L2 + 8, "Q", C | 0x90000)),
+    ("reserved", (DATA_FILE_L2 + 8, "Q", C | 0x10002)),
+    ("compressed", (DATA_FILE_L2 + 8, "Q", ZIP | 0x10000)),
+]
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize("raw", ["off", "on"])
+async def test_external_data_file(tmp_path, raw):
+    """Guest data has no refcounts there."""
+    path = tmp_path / "x"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/data,data_file_raw={raw}", path, "8M")
+    qemu_io(path, "write 0 256k", "write -z 1M 64k", "write 2M 64k", fmt="qcow2")
+    data = path.read_bytes()
+    for _, poke in DATA_FILE:
+        await assert_as_qemu(poked(data, poke), path)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_runs_are_counted_as_entry_by_entry(monkeypatch, seed):
+    """The short way and the long one come to the same."""
+    rng = random.Random(seed)
+    data = small_image(16, 12)
+    l1 = []
+    bits = 12
+    place = 64
+    for number in range(rng.randrange(1, 8)):
+        entries = []
+        while len(entries) < 512:
+            length = min(rng.choice([1, 3, 100, 512]), 512 - len(entries))
+            flags = rng.choice([C, C, C, C, 0, C | 1, 1, ZIP if rng.random() < 0.1 else C])
+            skip = rng.choice([0, 0, 0, 1, 5])
+            if rng.random() < 0.2:
+                entries += [0] * length
+                continue
+            place += skip
+            entries += [flags | place + at << bits for at in range(length)]
+            place += length - (rng.random() < 0.05)
+        l1.append(C | (5 + number) << bits)
+        struct.pack_into(">H", data, 2 * 4096 + 2 * (5 + number), 1)
+        data = data.ljust((5 + number) << bits, b"\0") + struct.pack(">512Q", *entries)
+    struct.pack_into(f">{len(l1)}Q", data, 4 << bits, *l1)
+    for cluster in range(64, min(place, 2048)):
+        struct.pack_into(">H", data, 2 * 4096 + 2 * cluster, 1 if rng.random() < 0.995 else 2)
+    data = data.ljust(rng.choice([place, place - 3, 4000]) << bits, b"\0")
+    short = await checked(data)
+    monkeypatch.setattr(table_runs, "LEAST_RUN", 1 << 30)
+    long = await checked(data)
+    assert lines_of(short) == lines_of(long)
+    assert numbers_of(short) == numbers_of(long)
+    assert short.allocated_clusters
+
+
+async def test_progress():
+    file = MemoryIO()
+    await create(file, {"size": 1 << 20, "preallocation": "metadata", "cluster_size": 4096})
+    header = parse_header(bytes(file.data[:4096]), "x", file.length)
+    told = []
+    await check_image(file, header, progress=lambda *now: told.append(now))
+    assert told[-1] == (2 * 4096, 2 * 4096)  # a refcount block and an L2 table
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(done <= total for done, total in told)

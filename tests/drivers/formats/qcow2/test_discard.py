@@ -57,3 +57,44 @@ async def test_discarded_room_is_used_again(tmp_path: Path) -> None:
     assert path.stat().st_size <= 5 << 20
     assert path.stat().st_blocks * 512 < 1 << 20
     assert_clean(path, "qcow2")
+
+
+@pytest.mark.parametrize(
+    ("option", "by_guest", "by_snapshot", "by_other"),
+    [
+        (None, True, True, False),
+        ("pass-discard-request", False, True, False),
+        ("pass-discard-snapshot", True, False, False),
+        ("pass-discard-other", True, True, True),
+    ],
+)
+async def test_which_clusters_are_discarded_in_the_file(
+    option: str | None, by_guest: bool, by_snapshot: bool, by_other: bool
+) -> None:
+    disk = RecordedDisk(await new_image(1 << 20))
+    options = {} if option is None else {option: option == "pass-discard-other"}
+
+    def discarded() -> bool:
+        found = any(record.verb == "discard" for record in disk.records)
+        disk.records.clear()
+        return found
+
+    async with await open_disk(disk, options) as image:
+        await image.pwrite(0, b"x" * 262_144)
+        await image.pdiscard(0, 65536)
+        await image.flush()
+        await image.flush()
+        assert discarded() == by_guest
+        await image.snapshot_create("one")
+        await image.pwrite(65536, b"y" * 65536)
+        await image.flush()
+        discarded()
+        await image.snapshot_delete("one")
+        assert discarded() == (by_snapshot or by_other)
+        await image.pwrite(131_072, b"z" * 65536, aioblock.REQ_COMPRESSED)
+        await image.pwrite(983_040, b"z" * 65536, aioblock.REQ_COMPRESSED)
+        await image.flush()
+        discarded()
+        await image.pwrite(983_040, b"w" * 65536)  # in place of a stream, whose cluster nobody needs any more
+        await image.flush()
+        assert discarded() == by_other
