@@ -34,6 +34,7 @@ REQ_NO_FALLBACK: Final = 0x08  # write-zeroes: fail with NotSupported rather tha
 REQ_COMPRESSED: Final = 0x10  # write: store it compressed
 REQ_UNCHANGED: Final = 0x20  # write: what is read stays the same (copy-on-read); needs less permission
 REQ_SERIALISING: Final = 0x40  # write: wait for every overlapping request, and let them wait
+REQ_ZEROES_AS_DATA: Final = 0x80  # copy-on-read: store zeroes as data, too
 
 # Permissions on a node, as QEMU numbers them (the lock bytes of an image file are 100 + bit number).
 PERM_CONSISTENT_READ: Final = 0x01

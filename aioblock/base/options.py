@@ -92,12 +92,26 @@ def overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+_QUOTED = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
+
+
 def parse_json_name(name: str) -> dict[str, Any]:
-    """The options in a name of the form `json:{...}`. Raises: OptionError."""
+    """The options in a name of the form `json:{...}`; strings may stand in single quotes, as QEMU lets them.
+
+    Raises: OptionError.
+    """
     import json  # here, because hardly any name is of this form
+    import re
+
+    def double(match: re.Match[str]) -> str:
+        text = match[0]
+        if text[0] == '"':
+            return text
+        changed = {"\\'": "'", '"': '\\"'}
+        return '"' + re.sub(r'(?s)\\.|"', lambda found: changed.get(found[0], found[0]), text[1:-1]) + '"'
 
     try:
-        found = json.loads(name.removeprefix("json:"))
+        found = json.loads(re.sub(_QUOTED, double, name.removeprefix("json:")))
         if not isinstance(found, dict):
             raise OptionError("Invalid JSON object given")
         return nest(found)

@@ -252,3 +252,17 @@ def test_repr_shows_what_is_left():
     options = Options({"a": 1, "b": 2})
     options.take("a")
     assert repr(options) == "Options({'b': 2})"
+
+
+def test_json_strings_may_stand_in_single_quotes() -> None:
+    name = """json:{'driver': 'raw',
+        "a": "it's", 'b': 'say "x"', 'c': 'it\\'s', 'd': 'x\\"y', 'e': '\\\\', 'f': [1, {'k': true}]}"""
+    assert parse_json_name(name) == {
+        "driver": "raw",
+        "a": "it's",
+        "b": 'say "x"',
+        "c": "it's",
+        "d": 'x"y',
+        "e": "\\",
+        "f": [1, {"k": True}],
+    }

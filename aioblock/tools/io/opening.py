@@ -107,8 +107,6 @@ async def _open(name: str | None, options: dict[str, Any], mode: Mode) -> "Block
     how: dict[str, Any] = {"cache": mode.cache, "discard": mode.discard, "force_share": force_share}
     if mode.format is not None:
         how["format"] = mode.format
-    elif "driver" in options:
-        how["format"] = options.pop("driver")
     if mode.snapshot:
         from .overlay import open_overlay
 

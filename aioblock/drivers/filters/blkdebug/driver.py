@@ -150,9 +150,9 @@ class BlkdebugDriver(FilterDriver):
 
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:
-        """`blkdebug:[CONFIG]:IMAGE`. Another name is none of ours."""
+        """`blkdebug:[CONFIG]:IMAGE`. Another name is that of the image; the options say the rest."""
         if not filename.startswith(cls.name_prefix):
-            return {}
+            return {"x-image": filename}
         config, colon, image = filename.removeprefix(cls.name_prefix).partition(":")
         if not colon:
             raise OptionError("blkdebug requires both config file and image path", option="filename")

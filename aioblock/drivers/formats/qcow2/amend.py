@@ -165,7 +165,7 @@ async def _upgrade(image: "Image") -> None:
         header.version = 3
         header.header_length = V3_LENGTH
         if header.cluster_size >= MIN_FEATURE_TABLE_CLUSTER_SIZE:
-            header.extensions.append(ext.feature_table())
+            ext.insert(header.extensions, ext.feature_table())
 
     await update_header(image, change)
 

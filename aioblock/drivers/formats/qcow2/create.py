@@ -54,6 +54,8 @@ async def create(file: "BlockIO", options: Mapping[str, Any]) -> None:
     header, prealloc = _new_header(options)
     volume = await new_encryption(options, header)
     data_file = options.get("data-file")
+    if data_file is None and options.get("data_file") is not None:
+        raise OptionError("The data file is to be given open, as 'data-file'", option="data_file")
     if data_file is None and prealloc in (Prealloc.FALLOC, Prealloc.FULL):
         layout = await asyncio.to_thread(contiguous, header)
     elif prealloc is not Prealloc.OFF:

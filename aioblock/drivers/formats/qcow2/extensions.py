@@ -26,6 +26,7 @@ __all__ = [
     "Extension",
     "bitmaps_extension",
     "feature_table",
+    "insert",
     "find",
     "parse_bitmaps",
     "parse_extensions",
@@ -108,6 +109,12 @@ def find(extensions: Sequence[Extension], kind: int) -> bytes | None:
 
 
 # -- the feature name table ------------------------------------------------------------------------------------------
+
+
+def insert(extensions: list[Extension], extension: Extension) -> None:
+    """Add a known extension to a list: behind those that are known, before those that are not, as QEMU orders them."""
+    place = next((number for number, found in enumerate(extensions) if found.type not in _ONCE), len(extensions))
+    extensions.insert(place, extension)
 
 
 def feature_table() -> Extension:

@@ -33,8 +33,8 @@ async def open_image(context: "OpenContext") -> Image:
     image = Image(file, header, options, read_only=context.read_only)
     image.data = await _open_data(context, image)
     image.data = await open_encryption(context, image)
-    if image.event is not None:
-        image.data = WatchedData(image.data, image.event)
+    if (debugger := image.data_file.node.debugger) is not None:
+        image.data = WatchedData(image.data, debugger.event)
     image.l2 = L2Cache(image, options.l2_tables)
     image.refcounts = Refcounts(image, options.refcount_blocks)
     image.packer = Packer(image)
