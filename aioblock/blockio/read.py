@@ -1,7 +1,7 @@
 """Read: zeroes behind the end, padding to the alignment, splitting, copy-on-read."""
 
 from aioblock.base.buffers import is_zero
-from aioblock.base.flags import ALLOCATED, REQ_COPY_ON_READ, REQ_UNCHANGED
+from aioblock.base.flags import ALLOCATED, REQ_COPY_ON_READ, REQ_UNCHANGED, REQ_ZEROES_AS_DATA
 from aioblock.blockio.request import aligned, check_range
 from aioblock.blockio.status import block_status
 from aioblock.blockio.write import write_within
@@ -71,7 +71,7 @@ def _zero_behind_end(node: BlockNode, offset: int, buffer: memoryview) -> int:
 async def _read_the_long_way(node: BlockNode, offset: int, buffer: memoryview, flags: int) -> None:
     if flags & REQ_COPY_ON_READ and not node.read_only:
         private = memoryview(bytearray(len(buffer)))  # the copying goes on when its caller is cancelled
-        await run_to_end(_copy_on_read(node, offset, private), node.tasks)
+        await run_to_end(_copy_on_read(node, offset, private, flags), node.tasks)
         buffer[:] = private
         return
     requests = node.requests
@@ -106,7 +106,7 @@ COPY_STEP = 16 << 20
 """How much copy-on-read holds in memory at a time, in bytes. Whole clusters of every size up to that."""
 
 
-async def _copy_on_read(node: BlockNode, offset: int, buffer: memoryview) -> None:
+async def _copy_on_read(node: BlockNode, offset: int, buffer: memoryview, how: int) -> None:
     """Read, and write into this layer what it did not decide itself, in whole clusters."""
     unit = node.driver.cluster_size or 1
     start, end = aligned(node, offset, len(buffer), unit)
@@ -122,7 +122,7 @@ async def _copy_on_read(node: BlockNode, offset: int, buffer: memoryview) -> Non
             if not flags & ALLOCATED:
                 bounce = memoryview(bytearray(run))
                 await _read_within(node, at, bounce)
-                await _write_unchanged(node, at, bounce)
+                await _write_unchanged(node, at, bounce, how)
                 if high > low:
                     buffer[low - offset : high - offset] = bounce[low - at : high - at]
             elif high > low:
@@ -132,9 +132,9 @@ async def _copy_on_read(node: BlockNode, offset: int, buffer: memoryview) -> Non
         node.requests.end(ticket)
 
 
-async def _write_unchanged(node: BlockNode, offset: int, data: memoryview) -> None:
+async def _write_unchanged(node: BlockNode, offset: int, data: memoryview, how: int) -> None:
     """Store what this range reads as anyway. It is entered already, as serialising."""
-    if is_zero(data):
+    if not how & REQ_ZEROES_AS_DATA and is_zero(data):
         await zero_within(node, offset, len(data), 0)
     else:
         await write_within(node, offset, data, REQ_UNCHANGED)

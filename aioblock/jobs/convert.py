@@ -15,6 +15,7 @@ from aioblock.base.buffers import aligned_buffer, is_zero
 from aioblock.base.errors import BlockError, NotSupported
 from aioblock.base.flags import REQ_COMPRESSED, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.eager import Finished, settle, start
+from aioblock.core.node import BlockNode
 from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.errors import PositionedError
 from aioblock.jobs.plan import COPY, SECTOR, SKIP, Piece, Plan
@@ -32,6 +33,9 @@ async def convert(
     compressed: bool = False,
     sparse: int = 4096,
     keep_backing: bool = False,
+    base: BlockNode | None = None,
+    skip: int = 0,
+    nbytes: int | None = None,
     target_is_zero: bool = False,
     in_order: bool = True,
     workers: int = 8,
@@ -44,7 +48,9 @@ async def convert(
     They lie one behind the other, each from a multiple of 512 bytes on.
 
     `compressed`: store clusters compressed. `sparse`: this many zero bytes in a row are not written as data; 0: all is
-    written. `keep_backing`: what the top layer of the only source leaves open is left to the target's backing file.
+    written. `keep_backing`: what the layers of the only source above `base` (None: its top layer) leave open is left to
+    the target's backing file, or to what the target holds. `skip`, `nbytes`: only this part of the only source, as far
+    as there is one.
     `target_is_zero`: the target is known to read as zeroes. `in_order`: writes begin in the order of their offsets.
     `workers`: how many pieces are under way at a time, each with a buffer of 2 MiB. `bytes_per_second`: no faster than
     this; 0: as fast as it goes. `progress(done, total)` is told bytes that are copied. `salvage(offset, error)`: what
@@ -53,8 +59,8 @@ async def convert(
     Everything written is flushed at the end. Cancelled or failed: the target holds a part; nothing is left running.
     Raises: PositionedError; OSError of the final flush; NotSupported where the target cannot store compressed data.
     """
-    if keep_backing and len(sources) != 1:
-        raise ValueError("only one source can leave something to the backing file")
+    if (keep_backing or skip or nbytes is not None) and len(sources) != 1:
+        raise ValueError("only one source can leave something to the backing file, or be copied in part")
     unit, end = 1, 0
     if compressed:
         unit = target.node.driver.cluster_size or 0
@@ -68,6 +74,9 @@ async def convert(
         longest=unit if compressed else BUFFER,
         granularity=unit,
         keep_backing=keep_backing,
+        base=base,
+        skip=skip,
+        longest_part=nbytes,
         end=end,
         clear_until=_backed(target, keep_backing) if target_is_zero and (sparse or keep_backing) else None,
         copy_zeroes=not sparse,

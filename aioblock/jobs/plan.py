@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from aioblock.base.errors import BlockError
 from aioblock.base.flags import DATA, ZERO
+from aioblock.core.node import BlockNode
 from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.errors import PositionedError
 
@@ -41,10 +42,11 @@ class Plan:
     """How the runs of the sources become pieces.
 
     `longest`: no piece that is copied is longer; a multiple of `granularity`. `granularity`: every piece begins at a
-    multiple of this and ends at one, or at the end of it all. `keep_backing`: what the top layer of the source leaves
-    open is left open in the target too. `end`: the target is written up to there at least. `clear_until`: from there on
-    zeroes need not be written. `copy_zeroes`: before that they are copied like data. `salvage`: where the status of a
-    source cannot be asked, it is copied.
+    multiple of this and ends at one, or at the end of it all. `keep_backing`: what the layers of the source above
+    `base` (None: its top layer) leave open is left open in the target too. `skip`: so much of the beginning of the only
+    source is left out; what it has behind `longest_part` bytes from there too. `end`: the target is written up to there
+    at least. `clear_until`: from there on zeroes need not be written. `copy_zeroes`: before that they are copied like
+    data. `salvage`: where the status of a source cannot be asked, it is copied.
     """
 
     def __init__(
@@ -54,6 +56,9 @@ class Plan:
         longest: int,
         granularity: int = 1,
         keep_backing: bool = False,
+        base: BlockNode | None = None,
+        skip: int = 0,
+        longest_part: int | None = None,
         end: int = 0,
         clear_until: int | None = None,
         copy_zeroes: bool = False,
@@ -61,16 +66,21 @@ class Plan:
     ) -> None:
         self.sources = sources
         self.begins: list[int] = []
-        """Where each source lies in the target."""
+        """Where each source lies in the target; the only one begins before it where a part is left out."""
         self.nbytes = 0
         """Where all of it ends."""
         for source in sources:
-            self.begins.append(-(-self.nbytes // SECTOR) * SECTOR)
-            self.nbytes = self.begins[-1] + source.length
+            self.begins.append(-(-self.nbytes // SECTOR) * SECTOR - skip)
+            self.nbytes = max(self.begins[-1] + source.length, 0)
+        if longest_part is not None:
+            self.nbytes = min(self.nbytes, longest_part)
+        self.data_end = self.nbytes
+        """Where the last source ends, or the part of it."""
         self.nbytes = max(self.nbytes, end)
         self.longest = longest
         self.granularity = granularity
         self.keep_backing = keep_backing
+        self.base = base
         self.clear_until = self.nbytes if clear_until is None else clear_until
         self.for_zeroes = COPY if copy_zeroes else CLEAR
         self.salvage = salvage
@@ -95,11 +105,11 @@ class Plan:
         for number, (begin, source) in enumerate(zip(self.begins, self.sources, strict=True)):
             if stop < begin:
                 yield [(stop, begin, CLEAR)]
-            stop = begin + source.length
-            at = begin
+            stop = min(begin + source.length, self.data_end)
+            at = max(begin, 0)
             while at < stop:
                 try:
-                    async with aclosing(self._runs_of(source, begin, at - begin)) as batches:
+                    async with aclosing(self._runs_of(source, begin, at - begin, stop - at)) as batches:
                         async for runs in batches:
                             yield runs
                             at = runs[-1][1]
@@ -112,11 +122,13 @@ class Plan:
         if stop < self.nbytes:
             yield [(stop, self.nbytes, CLEAR)]
 
-    async def _runs_of(self, source: BlockBackend, begin: int, start: int) -> AsyncGenerator[list[Run], None]:
+    async def _runs_of(
+        self, source: BlockBackend, begin: int, start: int, nbytes: int
+    ) -> AsyncGenerator[list[Run], None]:
         import numpy as np
 
-        base = source.node.below if self.keep_backing else None
-        async with aclosing(source.extent_batches(start, base=base)) as batches:
+        base = (self.base or source.node.below) if self.keep_backing else None
+        async with aclosing(source.extent_batches(start, nbytes, base=base)) as batches:
             async for batch in batches:
                 ends = begin + batch.offset + np.cumsum(batch.lengths)
                 left_open = SKIP if self.keep_backing else COPY

@@ -194,6 +194,20 @@ async def test_salvage_copies_what_nobody_can_ask_about():
     assert target.content == source.content
 
 
+@pytest.mark.parametrize(
+    ("skip", "nbytes"), [(0, 100), (513, 40000), (4096, None), (65536, None), (60000, 90000), (70000, 5)]
+)
+async def test_a_part_of_a_source(skip, nbytes):
+    source = Script(65536, runs=[(DATA, 20480), (ZERO, 8192), (DATA, 36864)], content=_data(65536))
+    source.content[20480:28672] = bytes(8192)
+    expected = bytes(source.content[skip : skip + nbytes if nbytes is not None else None])
+    target = Script(len(expected) + 1000)
+    async with opened(source) as disk, opened(target, writable=True) as out:
+        await convert([disk], out, skip=skip, nbytes=nbytes)
+        assert bytes(target.content) == expected.ljust(len(expected) + 1000, b"\0")
+        assert all(skip <= at and at + count <= skip + len(expected) for at, count in _where(source, "preadv"))
+
+
 async def test_what_the_top_leaves_open_is_left_to_the_backing_file():
     top = Script(16384, runs=[(0, 4096), (DATA, 4096), (ZERO, 4096), (0, 4096)], content=_data(16384))
     base = Script(16384, runs=[(DATA, 16384)], content=b"b" * 16384)

@@ -1,0 +1,122 @@
+"""`dd`: copy a part of an image into a new one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..program import ProgramError, define_object, error_text, objects, print_error, run
+from .command import MAX_LENGTH, SECTOR, Options, check_image_opts, opened, parse_size_argument
+from .create import creation_error
+
+__all__ = ["USAGE", "main"]
+
+USAGE = "[--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output"
+
+_LONG = {"object": "object:", "image-opts": "image-opts", "force-share": "U"}
+_MAX_BLOCK = (1 << 31) - 1
+
+
+class _Asked:
+    """What the command line asks for."""
+
+    format: str | None = None
+    target_format = "raw"
+    image_opts = force_share = False
+    source: str | None = None
+    target: str | None = None
+    block = SECTOR
+    count: int | None = None
+    skip = 0
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        options = Options(argv, "f:O:U", _LONG)
+        for option, value in options:
+            if option == "f":
+                self.format = value
+            elif option == "O":
+                self.target_format = value
+            elif option == "U":
+                self.force_share = True
+            elif option == "image-opts":
+                self.image_opts = True
+            else:
+                define_object(value)
+        for operand in options.operands:
+            self._take(*operand.partition("="))
+        if self.source is None or self.target is None:
+            raise ProgramError("Must specify both input and output files")
+        check_image_opts(self.image_opts, self.format)
+
+    def _take(self, name: str, equals: str, value: str) -> None:
+        if name == "if" and equals:
+            self.source = value
+        elif name == "of" and equals:
+            self.target = value
+        elif name == "bs" and equals:
+            self.block = parse_size_argument("bs", value)
+            if not 1 <= self.block <= _MAX_BLOCK:
+                raise ProgramError(f"Invalid bs specified. Must be between 1 and {_MAX_BLOCK}.")
+        elif name == "count" and equals:
+            self.count = parse_size_argument("count", value, MAX_LENGTH)
+        elif name == "skip" and equals:
+            self.skip = parse_size_argument("skip", value, MAX_LENGTH)
+        else:
+            raise ProgramError(f"unrecognized operand {name}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    asked = _Asked(argv)
+    return run(lambda: _copy(asked))
+
+
+async def _copy(asked: _Asked) -> None:
+    import aioblock
+
+    assert asked.source is not None and asked.target is not None
+    async with opened(
+        asked.source, image_opts=asked.image_opts, format=asked.format, force_share=asked.force_share
+    ) as source:
+        options = _create_options(asked.target_format, asked.target)
+        # As QEMU has it: the blocks of `count` are those from the beginning of the input on, skipped ones included.
+        end = -(-source.length // SECTOR) * SECTOR
+        if asked.count is not None:
+            end = min(end, asked.count * asked.block)
+        begin = asked.skip * asked.block
+        if begin > end:
+            print_error(f"{asked.source}: cannot skip to specified offset")
+        begin = min(begin, end)
+        try:
+            await aioblock.create(
+                asked.target,
+                asked.target_format,
+                options | {"size": -(-(end - begin) // SECTOR) * SECTOR},
+                trust=aioblock.TRUST_ALL,
+                objects=objects,
+            )
+        except (OSError, aioblock.BlockError) as error:
+            reason = creation_error(error, asked.target_format)
+            raise ProgramError(f"{asked.target}: error while creating output image: {reason}") from error
+        async with opened(asked.target, format=asked.target_format, writable=True) as target:
+            try:
+                await aioblock.convert(
+                    [source],
+                    target,
+                    skip=begin,
+                    nbytes=end - begin,
+                    target_is_zero=target.node.driver.has_zero_init(),
+                )
+            except (OSError, aioblock.BlockError) as error:
+                raise ProgramError(error_text(error)) from error
+
+
+def _create_options(format: str, name: str) -> dict[str, Any]:
+    """The format can be created. Raises: ProgramError."""
+    import aioblock
+
+    if format not in aioblock.driver_names():
+        raise ProgramError("Unknown file format")
+    try:
+        aioblock.create_options(format, name)
+    except (OSError, aioblock.BlockError) as error:
+        raise ProgramError(error_text(error)) from error
+    return {}
