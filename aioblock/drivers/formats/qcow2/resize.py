@@ -50,6 +50,8 @@ async def resize(image: "Image", length: int, prealloc: Prealloc) -> None:
 async def _grow(image: "Image", length: int, prealloc: Prealloc) -> None:
     header = image.header
     old = image.size
+    if image.data_file_raw and prealloc is Prealloc.OFF:
+        prealloc = Prealloc.METADATA  # what the data file holds there, if it is longer, is what the disk shows
     needed = -(-length >> image.table_shift)
     if needed > header.max_l1_size:
         raise OSError(errno.EFBIG, "Failed to grow the L1 table: File too large")
@@ -59,7 +61,7 @@ async def _grow(image: "Image", length: int, prealloc: Prealloc) -> None:
     # From here on requests may reach behind the old end, but only ours do: the node still has the old length.
     image.size = length
     try:
-        if image.backing is not None and image.backing.length > old:
+        if image.backing is not None and image.backing.length > old and not image.data_file_raw:
             # Version 3 says it of all that is new, so that the backing file may grow too.
             await _zero_over_backing(image, old, length if image.version >= 3 else min(length, image.backing.length))
         if prealloc is not Prealloc.OFF:

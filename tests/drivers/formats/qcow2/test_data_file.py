@@ -90,6 +90,20 @@ async def test_a_raw_data_file_reads_like_the_disk(tmp_path: Path) -> None:
     assert header_of(image.read_bytes()).autoclear_features == 2, "the promise was kept, and its bit with it"
 
 
+@pytest.mark.oracle
+async def test_a_raw_data_file_is_what_the_disk_shows_when_it_grows(tmp_path: Path) -> None:
+    require("qemu-img")
+    image = await new(tmp_path, data_file_raw=True)
+    data = tmp_path / "data.raw"
+    data.write_bytes(b"r" * (SIZE + 8 * CLUSTER))
+    async with await opened(image, writable=True, resize=True) as disk:
+        for size in (SIZE + 8 * CLUSTER, SIZE + 16 * CLUSTER):
+            await disk.truncate(size)
+            assert await disk.pread(0, size) == (b"r" * (SIZE + 8 * CLUSTER)).ljust(size, b"\0")
+    assert_clean(image)
+    assert_same(data, image, ("raw", "qcow2"))
+
+
 @pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("extended", [False, True])
