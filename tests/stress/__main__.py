@@ -19,16 +19,18 @@ from tests.stress.twins import Differs, run_seed
 AT_ONCE = 20
 
 
-def work(first: int, count: int) -> tuple[int, list[str]]:
-    """Run some seeds; how many steps they had, and what differed."""
-    done, failures = 0, []
+def work(first: int, count: int) -> tuple[int, int, list[str]]:
+    """Run some seeds; how many steps they had, how many images QEMU spoilt, and what differed."""
+    done, spoilt, failures = 0, 0, []
     for seed in range(first, first + count):
         with tempfile.TemporaryDirectory(prefix="twins-") as folder:
             try:
-                done += asyncio.run(run_seed(seed, Path(folder)))
+                outcome = asyncio.run(run_seed(seed, Path(folder)))
+                done += outcome.steps
+                spoilt += outcome.spoilt
             except (Differs, pytest.fail.Exception) as error:
                 failures.append(str(error))
-    return done, failures
+    return done, spoilt, failures
 
 
 def main() -> int:
@@ -40,13 +42,14 @@ def main() -> int:
     given = parser.parse_args()
     if given.seed is not None:
         given.first, given.sequences = given.seed, 1
-    begun, done, steps, failed = time.monotonic(), 0, 0, 0
+    begun, done, steps, failed, spoilt = time.monotonic(), 0, 0, 0, 0
     last = given.first + given.sequences
     parts = [(first, min(AT_ONCE, last - first)) for first in range(given.first, last, AT_ONCE)]
     with ProcessPoolExecutor(given.jobs) as pool:
         futures = {pool.submit(work, *part): part for part in parts}
         for future in as_completed(futures):
-            more, failures = future.result()
+            more, bad, failures = future.result()
+            spoilt += bad
             done += futures[future][1]
             steps += more
             failed += len(failures)
@@ -54,7 +57,8 @@ def main() -> int:
                 print(f"\n{failure}\n", flush=True)
             rate = done / (time.monotonic() - begun)
             print(
-                f"\r{done}/{given.sequences} sequences, {steps} steps, {failed} differ, {rate:.1f}/s",
+                f"\r{done}/{given.sequences} sequences, {steps} steps, {failed} differ, "
+                f"{spoilt} spoilt by QEMU, {rate:.1f}/s",
                 end="",
                 flush=True,
             )

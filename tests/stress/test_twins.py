@@ -20,4 +20,4 @@ def test_twins_stay_alike(tmp_path: Path, first: int) -> None:
     for seed in range(first, first + PART):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        assert asyncio.run(run_seed(seed, folder))
+        assert asyncio.run(run_seed(seed, folder)).steps
