@@ -14,7 +14,7 @@ from tests.kit.oracle import qemu_img, require
 
 QUICK = Plan(Effort(full=6, choices=16, torn=2, garbage=1), go_on=0.015, deeper=2)
 
-STATES = {name: 250 if name == "table" else 800 for name in LAYOUTS}
+STATES = {name: 30 if layout.rare else 800 for name, layout in LAYOUTS.items()}
 """How many states of each layout are looked at, at least; those of the largest image take longer."""
 
 
@@ -28,12 +28,13 @@ def assert_none_failed(tally: Tally) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_state_is_sound_and_holds_what_was_flushed(name: str) -> None:
     tally = Tally()
-    for seed in seeds([name]):
+    few = [f"{name}/{workload}" for workload in ("W", "WW", "wf", "Wd", "ww")]
+    for seed in few if LAYOUTS[name].rare else seeds([name]):
         tally.add(explore(seed, QUICK))
         if tally.states >= STATES[name]:
             break
     assert_none_failed(tally)
-    assert tally.went_on > 0
+    assert tally.states >= STATES[name]
 
 
 def test_twenty_thousand_states_are_looked_at() -> None:
@@ -66,8 +67,8 @@ def test_qemu_finds_leaks_at_most(seed: str, tmp_path: Path) -> None:
 
 
 def test_a_seed_names_the_same_states_again() -> None:
-    whole = explore("c4k/wfd", Plan(go_on=0))
-    again = explore("c4k/wfd", Plan(go_on=0))
-    one = explore("c4k/wfd/-1/m0", Plan(go_on=0))
-    assert whole.states == again.states > 50
+    whole = explore("c4k/WdfW", Plan(go_on=0))
+    again = explore("c4k/WdfW", Plan(go_on=0))
+    one = explore("c4k/WdfW/-1/m0", Plan(go_on=0))
+    assert whole.states == again.states > 20
     assert one.states == 1

@@ -9,7 +9,10 @@
     layouts     the images to begin with
     workloads   sequences of operations, by name
     explore     a workload, all its states, the oracle, and going on from a state
+    spoil       damage done on purpose, for repairs
     mutants     the driver with one ordering rule left out
+    harmless    those of them that do no harm, and why
+    hunt        which workload shows a mutant, and the table in docs/qcow2.md
     campaign    many workloads on all cores
 
 `python -m tests.faults.powercut --help`

@@ -9,6 +9,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,15 +21,24 @@ from tests.faults.powercut.contents import SECTOR, Tags, tags_of, tags_of_bytes
 from tests.faults.powercut.fsck import Damage, Image
 from tests.faults.powercut.guest import Guest
 from tests.faults.powercut.layouts import LAYOUTS, UNKNOWN_AUTOCLEAR, Layout, Start, make_start
-from tests.faults.powercut.model import Expectation, Model
+from tests.faults.powercut.model import Expectation, Model, Op
 from tests.faults.powercut.recorder import RecordedFile, Timeline
 from tests.faults.powercut.states import Effort, State, states
 from tests.faults.powercut.workloads import Player
 
-__all__ = ["Failure", "Plan", "Tally", "explore", "play", "start_of", "verify"]
+__all__ = ["Failure", "Plan", "Tally", "explore", "play", "quiet", "start_of", "verify"]
 
 
-logging.getLogger("aioblock").setLevel(logging.CRITICAL)  # repairs tell what they find
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Repairs tell what they find, and there are thousands of them."""
+    log = logging.getLogger("aioblock")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class Failure(NamedTuple):
@@ -86,6 +96,7 @@ def start_of(name: str) -> Start:
     return asyncio.run(make_start(LAYOUTS[name]))
 
 
+@quiet()
 def play(seed: str) -> tuple[Timeline, Model]:
     """What happens in the workload of a seed. Raises: whatever goes wrong in it."""
     name, workload = seed.split("/")[:2]
@@ -102,6 +113,7 @@ async def _play(layout: Layout, timeline: Timeline, files: list[RecordedFile], m
     await Player(layout, files, guest).play(workload)
 
 
+@quiet()
 def explore(seed: str, plan: Plan, *, stop: int = 1 << 62) -> Tally:
     """Look at all states of a seed (see above), until `stop` failures are found."""
     name, workload, *rest = seed.split("/")
@@ -147,11 +159,11 @@ class _Exploration:
             return
         chance = random.Random(seed)
         if "on" in self.only or (len(self.only) != 2 and chance.random() < self.plan.go_on):
-            self._go_on(seed, state, cut, model.serial, chance)
+            self._go_on(seed, state, cut, model, chance)
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
-    def _go_on(self, seed: str, state: State, cut: Cut, serial: int, chance: random.Random) -> None:
+    def _go_on(self, seed: str, state: State, cut: Cut, of: Model, chance: random.Random) -> None:
         """Open the state as it is, write, and verify; then cut the power during that."""
         self.tally.went_on += 1
         seed += "/on"
@@ -162,10 +174,13 @@ class _Exploration:
             cut.image.size,
             {each.name: Expectation(cut.snapshots[each.name], [], {each.disk_size}) for each in cut.image.snapshots},
             cut.bitmaps,
-            serial,
+            of.serial,
         )
+        wrong = of.spoilt(state.point)[0]
+        if wrong:  # it is repaired on the way, and may be wrong until then
+            model.ops.append(Op(-1, spoils=wrong, end=-1))
         try:
-            asyncio.run(self._open_and_go_on(timeline, files, model, chance))
+            asyncio.run(self._open_and_go_on(timeline, files, model, chance, bool(wrong)))
         except Exception as error:  # whatever it is, it should not be
             self._failed(seed, "reopen", f"{type(error).__name__}: {error}")
             return
@@ -179,9 +194,11 @@ class _Exploration:
                 self._failed(f"{seed}/{later.point}/{later.choice}", damage.kind, str(damage))
 
     async def _open_and_go_on(
-        self, timeline: Timeline, files: list[RecordedFile], model: Model, chance: random.Random
+        self, timeline: Timeline, files: list[RecordedFile], model: Model, chance: random.Random, spoilt: bool
     ) -> None:
         disk = await self.layout.open(files)
+        if spoilt:
+            await _repair(disk)
         data = await disk.pread(0, disk.length)
         found = tags_of_bytes(data.ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
         if (found != model.first.exact[: len(found)]).any():
@@ -206,7 +223,17 @@ async def _repair(disk: BlockBackend) -> None:
 def verify(layout: Layout, state: State, model: Model) -> Cut:
     """Raises: Damage where the state is not sound, or does not hold what the guest may expect."""
     image = Image(state.contents[0])
-    image.check()
+    wrong, exact = model.spoilt(state.point)
+    if image.corrupt and not wrong:
+        raise Damage("corrupt", "marked so, and it was not")
+    try:
+        image.check(exact=exact)
+    except Damage as damage:
+        if str(damage) != wrong:
+            raise
+    for name, allowed in model.says(state.point).items():
+        if getattr(image, name) not in allowed:
+            raise Damage("header", f"{name} is {getattr(image, name)!r}, expected one of {allowed}")
     expected, must, may = model.at(state.point)
     data_file = state.contents[1] if len(state.contents) > 1 else None
     tags = tags_of(image, image.active, layout.below, data_file)

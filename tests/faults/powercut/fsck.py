@@ -29,10 +29,12 @@ ZERO = np.uint64(1)
 DIRTY, CORRUPT, DATA_FILE, ZSTD, EXTENDED = (1 << bit for bit in range(5))
 KNOWN = DIRTY | CORRUPT | DATA_FILE | ZSTD | EXTENDED
 AUTOCLEAR_BITMAPS = 1
+AUTOCLEAR_RAW = 2
 
 EXT_BITMAPS = 0x23852875
 EXT_CRYPTO = 0x0537BE77
-EXT_FORMAT = 0xE2792ACA
+EXTENSIONS = frozenset((EXT_BITMAPS, EXT_CRYPTO, 0xE2792ACA, 0x6803F857, 0x44415441))
+"""All types; nobody here makes others."""
 
 MOST_CLUSTERS = 1 << 22
 
@@ -107,7 +109,9 @@ class Image:
         self.snapshot_trees = {each.name: self.tree(each.l1_offset, each.l1_size) for each in self.snapshots}
         self.bitmaps: list[Bitmap] = []
         self._bitmap_clusters: list[Words] = []
-        if self.extensions.get(EXT_BITMAPS) is not None and self.autoclear & AUTOCLEAR_BITMAPS:
+        if self.autoclear & AUTOCLEAR_BITMAPS:
+            if EXT_BITMAPS not in self.extensions:
+                raise Damage("corrupt", "the bit of the bitmaps is set, and there is no extension")
             self._bitmaps()
 
     # -- header ------------------------------------------------------------------------------------------------------
@@ -141,12 +145,15 @@ class Image:
         if self.version not in (2, 3) or not 9 <= self.cluster_bits <= 21 or self.refcount_order > 6:
             raise Damage("corrupt", "the header is nonsense")
         self.cluster_size = 1 << self.cluster_bits
-        if self.incompatible & ~KNOWN or self.incompatible & CORRUPT:
+        if self.incompatible & ~KNOWN:
             raise Damage("corrupt", f"incompatible features {self.incompatible:#x}")
         for what, offset in (("L1 table", self.l1_offset), ("refcount table", self.reftable_offset)):
             if offset % self.cluster_size:
                 raise Damage("corrupt", f"{what} at {offset:#x}")
         self.dirty = bool(self.incompatible & DIRTY)
+        self.lazy = bool(self.compatible & 1)
+        self.raw = bool(self.autoclear & AUTOCLEAR_RAW)
+        self.corrupt = bool(self.incompatible & CORRUPT)
         self.external = bool(self.incompatible & DATA_FILE)
         self.extended = bool(self.incompatible & EXTENDED)
         self.entry_words = 2 if self.extended else 1
@@ -164,7 +171,7 @@ class Image:
             kind, nbytes = struct.unpack_from(">II", self.content, at)
             if kind == 0:
                 break
-            if at + 8 + nbytes > stop:
+            if at + 8 + nbytes > stop or kind not in EXTENSIONS:
                 raise Damage("corrupt", f"header extension {kind:#x} at {at} with {nbytes} bytes")
             self.extensions[kind] = bytes(self.content[at + 8 : at + 8 + nbytes])
             at += 8 + (nbytes + 7) // 8 * 8
@@ -333,8 +340,8 @@ class Image:
         found[places[inside]] = counts[inside]
         return found.ravel()[:total]
 
-    def check(self) -> None:
-        """Raises: Damage."""
+    def check(self, *, exact: bool = False) -> None:
+        """`exact`: nothing is marked, no cluster leaks, and COPIED is wherever it can be. Raises: Damage."""
         reftable = self.flat(self.reftable_offset, self.reftable_clusters * self.cluster_size // 8)
         places = np.flatnonzero(reftable)
         blocks = self.host_clusters(reftable[places], "a refcount block")
@@ -366,13 +373,21 @@ class Image:
             cluster = int(purposes.argmax())
             names = [name for name, parts in kinds if any((part == cluster).any() for part in parts)]
             raise Damage("corrupt", f"host cluster {cluster:#x} is {' and '.join(names)}")
+        counts = self._counts(blocks, places, total)
         if not self.dirty:
-            short = np.flatnonzero(self._counts(blocks, places, total) < references.astype(np.uint64))
+            short = np.flatnonzero(counts < references.astype(np.uint64))
             if len(short):
                 cluster = int(short[0])
                 names = [name for name, parts in kinds if any((part == cluster).any() for part in parts)]
                 raise Damage("corrupt", f"host cluster {cluster:#x} ({names}) has {references[cluster]} references")
         self._check_copied(references)
+        if exact:
+            if self.incompatible & (DIRTY | CORRUPT):
+                raise Damage("check", "a repair left the dirty bit or the corrupt bit")
+            if (counts != references.astype(np.uint64)).any():
+                cluster = int((counts != references.astype(np.uint64)).argmax())
+                raise Damage("check", f"a repair left a leak: host cluster {cluster:#x}")
+            self._check_not_copied(references)
 
     def _data(self, tree: Tree) -> Words:
         return self.host_clusters(tree.entries[tree.standard] & OFFSET, "a data cluster")
@@ -387,3 +402,11 @@ class Image:
         wrong = clusters[references[clusters] != 1]
         if len(wrong):
             raise Damage("corrupt", f"host cluster {int(wrong[0]):#x} is COPIED, {references[wrong[0]]} references")
+
+    def _check_not_copied(self, references: Words) -> None:
+        """Where there is one reference, it has to say so."""
+        tree = self.active
+        alone = tree.standard & ((tree.entries & COPIED) == 0)
+        data = self.host_clusters(tree.entries[alone] & OFFSET, "a data cluster")
+        if (references[data] == 1).any() or (references[tree.l2[(tree.l1 & COPIED) == 0]] == 1).any():
+            raise Damage("check", "a repair left an entry without COPIED")

@@ -1,6 +1,7 @@
 """The guest: operations on an open image, told to the timeline and to the model as they begin and end."""
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from aioblock.base.errors import BitmapError, NotSupported
 from aioblock.base.flags import REQ_COMPRESSED, REQ_FUA, REQ_MAY_UNMAP
 from aioblock.graph.backend import BlockBackend
 from tests.faults.powercut.contents import SECTOR, bytes_of
+from tests.faults.powercut.fsck import Damage, Image
 from tests.faults.powercut.model import Model, Op
 from tests.faults.powercut.recorder import Timeline
+from tests.faults.powercut.spoil import spoilt
 
 __all__ = ["Guest"]
 
@@ -85,6 +88,11 @@ class Guest:
         """All that was done is stable then."""
         await self._do(Op(self.timeline.now, flushes=True), self.disk.close())
 
+    async def reopen(self) -> None:
+        """Read-only, and writable again; all that was done is stable when it is read-only."""
+        await self._do(Op(self.timeline.now, flushes=True), self.disk.reopen(writable=False))
+        await self.disk.reopen(writable=True)
+
     async def resize(self, sectors: int) -> None:
         low, high = sorted((sectors, self.sectors))
         op = self._op(low, np.zeros(high - low, np.int64), size=sectors * SECTOR, touched=(low, high))
@@ -126,6 +134,71 @@ class Guest:
         name = f"bitmap{self.model.serial}"
         await self._do(Op(self.timeline.now, bitmap=name), self.disk.bitmap_add(name, 512))
 
-    async def amend(self, options: dict[str, str]) -> None:
-        """Change what the image says of itself; the disk stays as it is."""
-        await self._do(Op(self.timeline.now), self.disk.amend(options))
+    async def remove_bitmaps(self) -> None:
+        """All of them, one after the other."""
+        for name in list(self.disk.bitmaps()):
+            op = Op(self.timeline.now, bitmap=name, deletes=name, durable=True)
+            await self._do(op, self.disk.bitmap_remove(name))
+
+    # -- the image as such -------------------------------------------------------------------------------------------
+
+    def _header(self) -> Image:
+        """What the image says of itself now."""
+        return Image(bytearray(self.timeline.files[0].content()))
+
+    def _says(self, new: dict[str, Any], **how: Any) -> Op:
+        old = self._header()
+        said = {name: (getattr(old, name), value) for name, value in new.items()}
+        return Op(self.timeline.now, says=said, durable=True, **how)
+
+    async def amend(self, options: dict[str, str], **says: Any) -> None:
+        """Change what the image says of itself, `says` by names of `fsck.Image`; the disk stays as it is."""
+        await self._do(self._says(says), self.disk.amend(options))
+
+    async def amend_size(self, sectors: int) -> None:
+        """As `resize`, but stable when done."""
+        low, high = sorted((sectors, self.sectors))
+        tags = np.zeros(high - low, np.int64)
+        op = self._op(low, tags, size=sectors * SECTOR, touched=(low, high), durable=True)
+        await self._do(op, self.disk.amend({"size": str(sectors * SECTOR)}))
+
+    async def rename_backing(self, name: str) -> None:
+        """The image names another backing file; the one that is open stays."""
+        await self._do(self._says({"backing_name": name.encode()}), self.disk.change_backing_file(name, "raw"))
+
+    @property
+    def version(self) -> int:
+        """Of the image."""
+        return int(self._header().version)
+
+    @property
+    def backing_name(self) -> str:
+        """As the image has it."""
+        return self._header().backing_name.decode()
+
+    async def repair(self) -> None:
+        """Nothing is wrong any more when it is done, however the power may fail then."""
+        await self._do(
+            Op(self.timeline.now, durable=True, repairs=True), self.disk.check(fix_leaks=True, fix_errors=True)
+        )
+
+    async def find_damage(self) -> None:
+        """Read it all: an error, and the image is marked corrupt and takes no more writes until it is repaired."""
+        with suppress(OSError):
+            await self.disk.pread(0, self.disk.length)
+            raise Damage("open", "damage was not found")
+        await self._do(Op(self.timeline.now, flushes=True), self.disk.flush())
+
+    def spoil(self, kind: str) -> None:
+        """Damage the image, which is not open."""
+        file = self.timeline.files[0]
+        content = spoilt(file.content(), kind)
+        file.write(0, memoryview(content))
+        wrong = ""
+        try:
+            Image(bytearray(content)).check()
+        except Damage as damage:
+            wrong = str(damage)
+        self.timeline.note("spoilt", content)
+        now = self.timeline.now
+        self.model.ops.append(Op(now, spoils=wrong, end=now))

@@ -134,7 +134,7 @@ async def _create(layout: Layout, files: list[RecordedFile]) -> None:
     options: dict[str, Any] = {"size": layout.sectors * SECTOR, **layout.create}
     made = [MemoryIO() for _ in files]
     if layout.data_file:
-        options |= {"data_file": "data", "data-file": made[1]}
+        options = {"data_file": "data", **options, "data-file": made[1]}
     await Qcow2Driver.create(made[0], options)
     for file, content in zip(files, made, strict=True):
         file.write(0, memoryview(bytes(content.data)))
@@ -171,12 +171,18 @@ _ALL = (
     _layout("rc8", 1024, 140, (1, 120), create={"refcount_bits": 8}),
     _layout("rc32", 512, 188, (1, 62), create={"refcount_bits": 32}),
     _layout("edge", 512, 188, (1, 62), create={"refcount_bits": 64}, fill_to=60),
-    _layout("table", 512, 4600, (1, 62), create={"refcount_bits": 64}, fill_to=4080, rare=True),
+    _layout("table", 512, 4600, (1, 62), create={"refcount_bits": 64}, fill_to=4096, rare=True),
     _layout("lazy512", 512, 188, (1, 62), create=_LAZY, fill_to=60),
     _layout("lazy4k", 4096, 20, (1, 9), create=_LAZY),
     _layout("lazyback", 4096, 20, (1, 9), backing=85, create=_LAZY),
     _layout("data", 4096, 20, (1, 9), **_EXTERNAL),
     _layout("databack", 4096, 20, (1, 9), backing=85, **_EXTERNAL),
+    _layout("spoilt", 4096, 20, (1, 9), kinds="wWzsxkC1235"),
+    _layout("named", 8192, 12, (1, 6), kinds="wWzrbBBNNks", create={"backing_file": "a", "backing_fmt": "raw"}),
+    _layout("straddle", 4096, 20, (1, 9), data_file=True, kinds="wWrbBk", create={"data_file": "d" * 376}),
+    _layout("down", 512, 188, (1, 60), kinds="wWzurRsaxVVA", backing=101),
+    _layout("raw", 4096, 20, (1, 9), data_file=True, kinds="wWTzdfrk", create={"data_file_raw": True}),
+    _layout("cut", 512, 66, (1, 62), kinds="wWzfRrdA", create={"refcount_bits": 64}, fill_to=62),
     _layout("dataext", 16384, 12, (1, 6), backing=270, create={"extended_l2": True}, **_EXTERNAL),
 )
 LAYOUTS = {layout.name: layout for layout in _ALL}

@@ -6,6 +6,7 @@ snapshot, is a write of every sector.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,12 @@ class Op:
     """The name of the bitmap that is added, or removed where `deletes` is set too."""
     touched: tuple[int, int] | None = None
     """Sectors that a bitmap may count as written: of a write that was refused, or a new size."""
+    says: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """What it changes of the header: the old and the new value, by names of `fsck.Image`."""
+    spoils: str | None = None
+    """The image is damaged here: what is wrong then, or "" if a reader cannot tell."""
+    repairs: bool = False
+    """All damage is gone when this is done."""
     end: int = NEVER
 
     def refuse(self) -> None:
@@ -46,7 +53,7 @@ class Op:
         self.touched = self.low, self.high
         self.tags = self.tags[:0]
         self.size = self.creates = self.deletes = self.bitmap = None
-        self.also = []
+        self.also, self.says = [], {}
 
     @property
     def high(self) -> int:
@@ -184,6 +191,26 @@ class Model:
                 if durable:
                     may.discard(op.deletes)
         return found, must, may
+
+    def says(self, point: int) -> dict[str, set[Any]]:
+        """When the power fails after event `point`: what may be in those fields of the header that were changed."""
+        found: dict[str, set[Any]] = {}
+        for op in self.ops:
+            if op.begin <= point:
+                for name, (old, new) in op.says.items():
+                    found[name] = {new} if op.end <= point else {*found.get(name, {old}), new}
+        return found
+
+    def spoilt(self, point: int) -> tuple[str, bool]:
+        """When the power fails after event `point`: what is wrong with the image on purpose, and whether it was just
+        repaired, so that nothing at all may be wrong.
+        """
+        text, exact = "", False
+        for op in self.ops:
+            if op.begin <= point:
+                exact = op.repairs and op.end <= point
+                text = op.spoils if op.spoils is not None else "" if exact else text
+        return text, exact
 
     def bitmaps(self, point: int) -> dict[str, Tags | None]:
         """When the power fails after event `point`: what each bitmap that may be there says of the sectors:

@@ -161,10 +161,12 @@ def _shown(statement: ast.stmt) -> str:
 
 
 def _without(place: _Place) -> Iterator[tuple[str, Function]]:
+    # `while crowded: commit` bounds memory
     waiting = [node.body for node in ast.walk(place.node) if isinstance(node, ast.While) and len(node.body) == 1]
     for which, block in enumerate(_blocks(place.node)):
         for at, statement in enumerate(block):
-            if (step := _is_step(statement)) and block not in waiting:  # `while crowded: commit` bounds memory
+            again = at + 1 < len(block) and isinstance(block[at + 1], ast.Continue)  # it would never end
+            if (step := _is_step(statement)) and block not in waiting and not again:
                 changed = deepcopy(place.node)
                 list(_blocks(changed))[which][at] = ast.Pass()
                 where = f"before `{_shown(block[at + 1])}`" if at + 1 < len(block) else "at the end"
@@ -203,6 +205,12 @@ REPLACED: list[tuple[str, str, str, str]] = [
         "what lost its reference is free at once",
         "frees.append(Free(first, count, discard))",
         _AT_ONCE,
+    ),
+    (
+        "write.write",
+        "with lazy refcounts, new tables are not counted first",
+        "image.options.lazy_refcounts and table.index in image.l1_dirty",
+        "False",
     ),
     ("compressed.Packer.allocate", "a shared cluster is not counted", "refcounts.count_up(shared)", "True"),
 ]

@@ -75,6 +75,9 @@ class _Explorer:
                     yield from self._torn()
             elif what == "flushed":
                 self._settle(about)
+            elif what == "spoilt":  # by hand, while nobody has it open
+                self.base[0], self.open = bytearray(about), []
+                self.generation += 1
             elif what == "promise":
                 self.generation += 1
                 if wanted:
@@ -153,8 +156,7 @@ class _Explorer:
     # -- torn changes ------------------------------------------------------------------------------------------------
 
     def _torn(self) -> Iterator[State]:
-        last = self.open[-1]
-        if len(last.data) <= SECTOR:
+        if not any(map(_can_tear, self.open)):
             return
         for name, count in (("t", self.effort.torn), ("g", self.effort.garbage)):
             for number in range(count):
@@ -167,7 +169,7 @@ class _Explorer:
         keep = chance.choice((0.0, 0.5, 1.0))
         for change in self.open:
             content = contents[change.file]
-            if change is last or (len(change.data) > SECTOR and chance.random() < 0.5):
+            if _can_tear(change) and (change is last or chance.random() < 0.5):
                 pieces = _pieces(change, chance)
                 kept = _some(len(pieces), chance)
                 for (start, stop), there in zip(pieces, kept, strict=True):
@@ -176,7 +178,7 @@ class _Explorer:
                     elif garbage and start >= len(self.base[change.file]):
                         _lengthen(content, stop)
                         content[start:stop] = chance.randbytes(stop - start)
-            elif chance.random() < keep:
+            elif change is last or chance.random() < keep:
                 self._apply(content, change)
         if self._is_new(contents):
             yield State(self.point, choice, contents)
@@ -205,6 +207,11 @@ class _Explorer:
 def _lengthen(content: bytearray, length: int) -> None:
     if len(content) < length:
         content.extend(bytes(length - len(content)))
+
+
+def _can_tear(change: Change) -> bool:
+    """Whether it touches two sectors."""
+    return bool(change.data) and change.offset // SECTOR < (change.stop - 1) // SECTOR
 
 
 def _grows(change: Change, content: bytearray) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.faults.powercut.contents import SECTOR
-from tests.faults.powercut.explore import start_of, verify
+from tests.faults.powercut.explore import quiet, start_of, verify
 from tests.faults.powercut.fsck import Damage
 from tests.faults.powercut.guest import Guest
 from tests.faults.powercut.layouts import LAYOUTS, Layout
@@ -141,7 +141,8 @@ def sites(name: str, kind: str, step: int = 1, first: int = 1, longest: int = 10
     start_of(name)
     for number in range(first, longest, step):
         try:
-            outcome = asyncio.run(run_with_fault(layout, number, fault))
+            with quiet():
+                outcome = asyncio.run(run_with_fault(layout, number, fault))
         except Exception as error:
             raise Damage("sweep", f"{name}, {kind}, request {number}: {type(error).__name__}: {error}") from error
         if not outcome.verb:

@@ -9,6 +9,11 @@ d  discard                              k  close and open again
 s  make a snapshot                      a  go back to the first snapshot
 x  delete the first snapshot            b  add a persistent bitmap, or remove the first of two
 R  resize: shorter                      m  amend: refcounts of another width, lazy or not
+B  remove all bitmaps                   V  amend: version 2; or version 3 again
+N  another name of the backing file     A  amend: longer
+T  amend: the data file is not raw      O  read-only, and writable again
+C  check, and repair                    M  read it all, and find damage
+                                        1  close, damage (see `spoil`), open again; 2, 3 ... likewise
 """
 
 import asyncio
@@ -27,12 +32,16 @@ TWELVE = "wWozdfFcgrsk"
 """The operations whose sequences of up to three are gone through without exception."""
 
 
-WHOLE = "fkrRsaxbm"
+WHOLE = "fkrRsaxbmBVNATOMC123456"
 """Operations that concern the image as a whole, and come alone."""
 
 
 AMENDED = (("32", "off"), ("64", "on"), ("16", "off"), ("64", "off"))
 """What amending makes of an image: width of refcounts, lazy refcounts."""
+
+
+NAMES = ("a" * 90, "b" * 600)
+"""Names of a backing file."""
 
 
 def sequences(kinds: str, longest: int) -> Iterator[str]:
@@ -45,7 +54,9 @@ def sequences(kinds: str, longest: int) -> Iterator[str]:
 
 def valid(workload: str, layout: Layout) -> bool:
     """Whether the name is that of a workload."""
-    return workload.removeprefix("random").isdigit() or set(workload) <= set(layout.kinds)
+    if workload.startswith("random"):
+        return workload.removeprefix("random").isdigit()
+    return set(workload) <= set(layout.kinds)
 
 
 class Player:
@@ -113,12 +124,40 @@ class Player:
             await guest.bitmap()
         elif letter == "m":
             bits, lazy = AMENDED[self.count % len(AMENDED)]
-            await guest.amend({"refcount_bits": bits, "lazy_refcounts": lazy})
+            order = int(bits).bit_length() - 1
+            await guest.amend({"refcount_bits": bits, "lazy_refcounts": lazy}, refcount_order=order, lazy=lazy == "on")
+        elif letter in "BVNATOMC123456":
+            await self._image(letter)
         elif letter == "s":
             if len(guest.names()) < 3:
                 await guest.snapshot()
         elif names := guest.names():
             await (guest.apply if letter == "a" else guest.delete)(names[0])
+
+    async def _image(self, letter: str) -> None:
+        """What is seldom done to an image."""
+        guest = self.guest
+        if letter == "B":
+            await guest.remove_bitmaps()
+        elif letter == "V":
+            version = 5 - guest.version
+            await guest.amend({"compat": "v2" if version == 2 else "v3"}, version=version)
+        elif letter == "N":
+            await guest.rename_backing(NAMES[guest.backing_name == NAMES[0]])
+        elif letter == "A":
+            await guest.amend_size(min(guest.sectors + 4 * self.unit, self.layout.most_sectors))
+        elif letter == "T":
+            await guest.amend({"data_file_raw": "off"}, raw=False)
+        elif letter == "O":
+            await guest.reopen()
+        elif letter == "M":
+            await guest.find_damage()
+        elif letter == "C":
+            await guest.repair()
+        else:
+            await guest.close()
+            guest.spoil(letter)
+            guest.disk = await self.layout.open(self.files)
 
     # -- by chance ---------------------------------------------------------------------------------------------------
 

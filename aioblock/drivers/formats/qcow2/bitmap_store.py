@@ -180,7 +180,6 @@ async def remove_bitmap(image: Image, name: str) -> None:
     Failed: it is there or not, or no bitmaps are. Must not be cancelled. Raises: OSError.
     """
     if name in image.stored_bitmaps:
-        await write_back(image)
         await _publish(image, [entry for entry in image.stored_bitmaps.values() if entry.name != name], [], [])
 
 

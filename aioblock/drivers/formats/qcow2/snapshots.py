@@ -252,7 +252,10 @@ class _Taken:
 
 
 async def _switch_table(image: "Image", entries: list[SnapshotEntry], taken: _Taken) -> None:
-    """A new snapshot table in a new place => the header names it; the old one is given back. Raises: OSError."""
+    """Write everything back, with a new snapshot table in a new place => the header names it; the old one is released.
+
+    Raises: OSError.
+    """
     header = image.header
     old = header.snapshots_offset, table_length(header.snapshots)
     offset = await taken.write("snapshot table", snapshot_table_to_bytes(entries))
