@@ -185,7 +185,8 @@ async def open_image(
         objects=objects,
         trust=aioblock.TRUST_ALL,
     )
-    if writable and format is None and disk.node.driver.name == "raw" and not _names_driver(described):
+    named = "driver" in (options or {}) or _names_driver(described)
+    if writable and format is None and disk.node.driver.name == "raw" and not named:
         print(
             f"WARNING: Image format was not specified for '{disk.name}' and probing guessed raw.\n"
             "         Automatically detecting the format is dangerous for raw images, "

@@ -20,8 +20,8 @@ def test_every_status_flag_is_one_bit_with_its_name():
 
 def test_request_flags_do_not_overlap():
     values = [getattr(flags, name) for name in dir(flags) if name.startswith("REQ_")]
-    assert len(values) == 7
-    assert sum(values) == (1 << 7) - 1
+    assert len(values) == 8
+    assert sum(values) == (1 << 8) - 1
 
 
 def test_permissions_are_numbered_as_the_lock_bytes():

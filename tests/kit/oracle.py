@@ -28,6 +28,7 @@ PROGRAMS = {
     "nbdinfo": "libnbd-bin",
     "nbdkit": "nbdkit",
     "fio": "fio",
+    "cryptsetup": "cryptsetup-bin",
 }
 
 #: Seconds for one program: less than a test has, so that its output is seen.

@@ -423,10 +423,14 @@ async def test_all_slots_in_use() -> None:
 
 
 def cryptsetup(*args: str | Path, passphrase: bytes = PASSPHRASE) -> "subprocess.CompletedProcess[bytes]":
-    program = oracle.find("cryptsetup")
-    if program is None:
-        pytest.skip("cryptsetup not installed (Debian: cryptsetup-bin)")
-    return subprocess.run([program, *args], input=passphrase, capture_output=True, timeout=45, check=False)
+    oracle.require("cryptsetup")
+    return subprocess.run(
+        [oracle.find("cryptsetup") or "cryptsetup", *args],
+        input=passphrase,
+        capture_output=True,
+        timeout=45,
+        check=False,
+    )
 
 
 @pytest.mark.oracle
