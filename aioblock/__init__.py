@@ -10,7 +10,7 @@ async with disk:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from aioblock.api import create, create_options, measure, open
+from aioblock.api.opening import Image, ImageName, Opening, open
 from aioblock.base.buffers import aligned_buffer
 from aioblock.base.errors import (
     BitmapError,
@@ -69,36 +69,70 @@ from aioblock.graph.extent import Extent
 from aioblock.graph.trust import TRUST_ALL, TRUST_DIRECTORY, TRUST_NONE, Reference, TrustPolicy
 
 if TYPE_CHECKING:
+    from aioblock.api.bitmaps import (
+        bitmap_add,
+        bitmap_clear,
+        bitmap_disable,
+        bitmap_enable,
+        bitmap_merge,
+        bitmap_remove,
+        bitmaps,
+        copy_bitmaps,
+    )
+    from aioblock.api.chains import commit, rebase
+    from aioblock.api.changing import amend, check, resize
+    from aioblock.api.comparing import compare
+    from aioblock.api.converting import convert, target_options
+    from aioblock.api.creating import create, create_options, measure
+    from aioblock.api.info import BitmapInfo, ImageInfo, info, info_chain
+    from aioblock.api.new_files import removed_on_failure
+    from aioblock.api.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshots
     from aioblock.core.secrets import Secret
+    from aioblock.graph.layers import find_layer
     from aioblock.graph.objects import OBJECT_TYPES, make_object
-    from aioblock.jobs.commit import commit
-    from aioblock.jobs.compare import Difference, compare
-    from aioblock.jobs.convert import convert
+    from aioblock.jobs.compare import Difference
     from aioblock.jobs.errors import PositionedError
-    from aioblock.jobs.rebase import rebase
 
 __version__ = "0.1.0"
 
-_JOBS = {
-    "Difference": "compare",
-    "PositionedError": "errors",
-    "commit": "commit",
-    "compare": "compare",
-    "convert": "convert",
-    "rebase": "rebase",
+_ELSEWHERE = {
+    "api.bitmaps": (
+        "bitmap_add",
+        "bitmap_clear",
+        "bitmap_disable",
+        "bitmap_enable",
+        "bitmap_merge",
+        "bitmap_remove",
+        "bitmaps",
+        "copy_bitmaps",
+    ),
+    "api.chains": ("commit", "rebase"),
+    "api.changing": ("amend", "check", "resize"),
+    "api.comparing": ("compare",),
+    "api.converting": ("convert", "target_options"),
+    "api.creating": ("create", "create_options", "measure"),
+    "api.info": ("BitmapInfo", "ImageInfo", "info", "info_chain"),
+    "api.new_files": ("removed_on_failure",),
+    "api.snapshots": ("snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"),
+    "core.secrets": ("Secret",),
+    "graph.layers": ("find_layer",),
+    "graph.objects": ("OBJECT_TYPES", "make_object"),
+    "jobs.compare": ("Difference",),
+    "jobs.errors": ("PositionedError",),
 }
-"""Where the jobs are: loaded when they are used, because most programs that open an image need none."""
-
-_OBJECTS = {"OBJECT_TYPES": "graph.objects", "Secret": "core.secrets", "make_object": "graph.objects"}
-"""Named objects, likewise."""
+"""Where the names are that are loaded when they are used: most programs need few of them, and shall start fast."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OBJECTS:
-        return getattr(import_module(f"aioblock.{_OBJECTS[name]}"), name)
-    if name not in _JOBS:
-        raise AttributeError(f"module 'aioblock' has no attribute '{name}'")
-    return getattr(import_module(f"aioblock.jobs.{_JOBS[name]}"), name)
+    for module, names in _ELSEWHERE.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"aioblock.{module}"), name)
+            return value
+    raise AttributeError(f"module 'aioblock' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [
@@ -118,6 +152,7 @@ __all__ = [
     "TRUST_NONE",
     "ZERO",
     "BitmapError",
+    "BitmapInfo",
     "BlockBackend",
     "BlockError",
     "BlockNode",
@@ -132,7 +167,10 @@ __all__ = [
     "DriverInfo",
     "Extent",
     "GraphError",
+    "Image",
     "ImageError",
+    "ImageInfo",
+    "ImageName",
     "InnerName",
     "InvalidImage",
     "JobError",
@@ -140,14 +178,15 @@ __all__ = [
     "NamedObject",
     "NodeInUse",
     "NotSupported",
+    "Opening",
     "OptionError",
     "PermissionConflict",
     "PositionedError",
     "Prealloc",
     "Reference",
     "Role",
-    "SnapshotInfo",
     "Secret",
+    "SnapshotInfo",
     "Statistics",
     "Status",
     "TrustPolicy",
@@ -155,15 +194,28 @@ __all__ = [
     "UntrustedReference",
     "VerifyError",
     "aligned_buffer",
+    "amend",
+    "bitmap_add",
+    "bitmap_clear",
+    "bitmap_disable",
+    "bitmap_enable",
+    "bitmap_merge",
+    "bitmap_remove",
+    "bitmaps",
+    "check",
     "commit",
     "compare",
     "convert",
+    "copy_bitmaps",
     "create",
     "create_options",
     "driver_names",
     "find_driver",
+    "find_layer",
     "flatten",
     "human_size",
+    "info",
+    "info_chain",
     "make_object",
     "measure",
     "message_of",
@@ -172,6 +224,13 @@ __all__ = [
     "parse_keyval",
     "parse_size",
     "rebase",
+    "removed_on_failure",
+    "resize",
+    "snapshot_apply",
+    "snapshot_create",
+    "snapshot_delete",
+    "snapshots",
     "status_names",
+    "target_options",
     "with_context",
 ]

@@ -190,7 +190,9 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
     package = root / "aioblock"
     layers = ["", "base", "nbd", "core", "graph", "drivers", "drivers/filters", "drivers/formats", "jobs", "tools"]
     everywhere = {f"{layer}/__init__.py": "" for layer in layers}
-    drivers = dict.fromkeys(["drivers/formats/raw.py", "drivers/filters/throttle.py", "core/node.py", "api.py"], "")
+    drivers = dict.fromkeys(
+        ["drivers/formats/raw.py", "drivers/filters/throttle.py", "core/node.py", "api/__init__.py"], ""
+    )
     for name, text in (everywhere | drivers | files).items():
         path = package / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +245,7 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
         pytest.param(
             "exports/a.py", "import aioblock.drivers.filters.throttle", "exports may not use drivers", id="export"
         ),
-        pytest.param("api.py", "from .tools import img", "api may not use tools", id="api uses tools"),
+        pytest.param("api/a.py", "from ..tools import img", "api may not use tools", id="api uses tools"),
         pytest.param("__init__.py", "from .tools import img", "aioblock may not use tools", id="top uses tools"),
         pytest.param("tools/img/a.py", "from aioblock.core import node", "the public aioblock only", id="tools go in"),
         pytest.param("tools/img/a.py", "from aioblock import core", "the public aioblock only", id="tools, as a name"),
@@ -272,7 +274,7 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, text: str, reaso
         ("drivers/protocols/nbd.py", "import socket\nfrom ...nbd import uri"),
         ("jobs/a.py", "from ..drivers.filters import throttle\nfrom ..graph import drain\nfrom .job import Job"),
         ("exports/a.py", "from ..nbd import messages\nfrom ..graph import backend"),
-        ("api.py", "from .drivers.formats import raw\nfrom .jobs import job\nfrom .exports import nbd"),
+        ("api/a.py", "from ..drivers.formats import raw\nfrom ..jobs import job\nfrom ..exports import nbd"),
         ("__init__.py", "from .api import open\nfrom .base.errors import BlockError"),
         ("__main__.py", "from aioblock.tools.img import main"),
         ("tools/img/a.py", "import aioblock\nfrom aioblock import open\nfrom . import info\naioblock.open()"),

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Finished", "cancelled_once", "run_to_end", "settle", "settled_or_cancelled", "start"]
+__all__ = ["Finished", "cancelled_once", "run_to_end", "settle", "settled_or_cancelled", "start", "to_end"]
 
 T = TypeVar("T")
 
@@ -144,3 +144,20 @@ async def _undo(begun: "asyncio.Task[T]", undo: Callable[[T], Awaitable[None]]) 
     await settle([begun])
     if not begun.cancelled() and begun.exception() is None:
         await undo(begun.result())
+
+
+async def to_end(coro: Coroutine[Any, Any, T]) -> T:
+    """Await `coro`, which is never cancelled: a caller that is cancelled meanwhile waits for its end all the same.
+
+    What it came to is dropped then. For what cannot stop anyway, such as a call in a thread.
+    """
+    begun = asyncio.get_running_loop().create_task(coro)
+    cancelled: asyncio.CancelledError | None = None
+    while not begun.done():
+        try:
+            await settled_or_cancelled(begun)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return begun.result()

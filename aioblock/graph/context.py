@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aioblock.base.errors import BlockError, InvalidImage, OptionError, UntrustedReference, with_context
+from aioblock.base.errors import BlockError, InvalidImage, OptionError, with_context
 from aioblock.base.flags import PERM_ALL, PERM_CONSISTENT_READ
 from aioblock.base.options import Options
 from aioblock.blockio.child import Child
@@ -15,17 +15,15 @@ from aioblock.core.images import InnerName, Role
 from aioblock.core.node import BlockNode
 from aioblock.core.registry import PROBE_BYTES, find_driver, probe_format
 from aioblock.graph.names import (
-    beside,
     check_path,
     file_protocol,
-    has_protocol,
     protocol_of,
     strip_protocol,
     to_options,
 )
 from aioblock.graph.permissions import attach, child_permissions, update_permissions
 from aioblock.graph.settings import OpenSettings, Place
-from aioblock.graph.trust import Reference
+from aioblock.graph.trust import trusted
 
 __all__ = ["GraphContext"]
 
@@ -236,7 +234,7 @@ class GraphContext(OpenContext):
         if name is None:
             return options
         if not ({"file", "filename"} & options.keys()):
-            return self._trusted(role, name) | options
+            return trusted(self.filename, role, name, self.settings.trust) | options
         if name.format is not None:
             options.setdefault("driver", name.format)
         return options
@@ -255,21 +253,3 @@ class GraphContext(OpenContext):
         # Each layer in a task of its own: the stack of one would not hold a long chain.
         opened = await cancelled_once(self._open_node(described, settings, place), self._close_node)
         return await self._attach(role, opened, perm, shared)
-
-    def _trusted(self, role: Role, name: InnerName) -> dict[str, Any]:
-        """The options that a name inside the image means, if the policy lets it be opened."""
-        text = beside(self.filename, name.filename)
-        path = strip_protocol(text) if text.startswith("file:") or not has_protocol(text) else None
-        check_path(text)
-        reference = Reference(self.filename, role, name.filename, path, name.format)
-        if not self.settings.trust(reference):
-            raise UntrustedReference(
-                f"'{self.filename}' names '{name.filename}' as its {role} file, and the trust policy forbids that",
-                filename=self.filename,
-                reference=name.filename,
-            )
-        # Options inside a name are followed only for a caller whose policy lets everything through.
-        options = to_options(text) if path is None else {"filename": text}
-        if name.format is not None:
-            options.setdefault("driver", name.format)
-        return options

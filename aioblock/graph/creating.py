@@ -9,7 +9,7 @@ from aioblock.base.flags import PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE, PER
 from aioblock.base.options import Options
 from aioblock.blockio.child import Child
 from aioblock.core.driver import BlockDriver
-from aioblock.core.eager import cancelled_once
+from aioblock.core.eager import cancelled_once, to_end
 from aioblock.core.images import CreateOption, Role
 from aioblock.core.objects import NamedObject, find_object
 from aioblock.core.registry import find_driver
@@ -55,7 +55,7 @@ async def create_image(
     own = {option.name for option in driver.create_options}
     below = {option.name for option in protocol.create_options}
     if driver.name == "raw":
-        await protocol.create_file(path, {key: value for key, value in values.items() if key in below})
+        await to_end(protocol.create_file(path, {key: value for key, value in values.items() if key in below}))
         return
     files = {Role.FILE: (protocol, path)}
     for option in known:
@@ -64,7 +64,7 @@ async def create_image(
             files[option.role] = protocol_of(other), strip_protocol(other)
     for role, (kind, file) in files.items():
         extra = {key: values[key] for key in values if key in below - own} if role is Role.FILE else {}
-        await kind.create_file(file, {"size": 0} | extra)
+        await to_end(kind.create_file(file, {"size": 0} | extra))
     written = {key: value for key, value in values.items() if key in own}
     await cancelled_once(_write_format(driver, files, written), _nothing)
 

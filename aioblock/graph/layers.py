@@ -1,5 +1,6 @@
 """Layers: work on a layer of a chain that is open, below its top."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,9 +9,10 @@ from aioblock.base.flags import PERM_ALL, PERM_CONSISTENT_READ
 from aioblock.blockio.child import Child
 from aioblock.core.node import BlockNode
 from aioblock.graph.backend import BlockBackend
+from aioblock.graph.names import beside, strip_protocol
 from aioblock.graph.permissions import attach
 
-__all__ = ["writable_layer"]
+__all__ = ["find_layer", "writable_layer"]
 
 
 @asynccontextmanager
@@ -43,3 +45,27 @@ async def writable_layer(node: BlockNode) -> AsyncIterator[BlockBackend]:
             await layer.reopen(writable=False)
     finally:
         await layer.close()
+
+
+def find_layer(disk: BlockBackend, name: str) -> BlockNode | None:
+    """The backing file of that name in the chain that `disk` was opened with; None: there is none.
+
+    A name is that which stands in the layer above, or the path of the file; a relative path counts from the directory
+    of the layer above, as those inside images do.
+    """
+    node = disk.node
+    while (below := node.below) is not None:
+        inner = node.unfiltered.backing_name
+        if inner is not None and _means(node, inner.filename, name, below):
+            return below
+        node = below
+    return None
+
+
+def _means(overlay: BlockNode, inner: str, wanted: str, below: BlockNode) -> bool:
+    if wanted == inner or (wanted == below.filename and wanted.startswith("json:")):
+        return True
+    image, own = overlay.unfiltered.exact_filename, below.exact_filename
+    if not own or not (image or os.path.isabs(wanted)):
+        return False
+    return os.path.realpath(strip_protocol(beside(image, wanted))) == os.path.realpath(strip_protocol(own))

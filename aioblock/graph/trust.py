@@ -6,12 +6,14 @@ protocol only where the policy lets it. The caller's own names and options are t
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from aioblock.core.images import Role
+from aioblock.base.errors import UntrustedReference
+from aioblock.core.images import InnerName, Role
 from aioblock.core.registry import find_protocol
+from aioblock.graph.names import beside, check_path, has_protocol, strip_protocol, to_options
 
-__all__ = ["TRUST_ALL", "TRUST_DIRECTORY", "TRUST_NONE", "Reference", "TrustPolicy"]
+__all__ = ["TRUST_ALL", "TRUST_DIRECTORY", "TRUST_NONE", "Reference", "TrustPolicy", "trusted"]
 
 
 class Reference(NamedTuple):
@@ -51,3 +53,21 @@ def TRUST_DIRECTORY(reference: Reference) -> bool:  # noqa: N802 - as above
     home = os.path.realpath(os.path.dirname(reference.image) or ".")
     target = os.path.realpath(reference.path)
     return os.path.commonpath((home, target)) == home and (os.path.isfile(target) or not os.path.lexists(target))
+
+
+def trusted(image: str, role: Role, name: InnerName, policy: TrustPolicy) -> dict[str, Any]:
+    """The options that a name inside an image means. Raises: UntrustedReference where the policy forbids to open it."""
+    text = beside(image, name.filename)
+    path = strip_protocol(text) if text.startswith("file:") or not has_protocol(text) else None
+    check_path(text)
+    if not policy(Reference(image, role, name.filename, path, name.format)):
+        raise UntrustedReference(
+            f"'{image}' names '{name.filename}' as its {role} file, and the trust policy forbids that",
+            filename=image,
+            reference=name.filename,
+        )
+    # Options inside a name are followed only for a caller whose policy lets everything through.
+    options = to_options(text) if path is None else {"filename": text}
+    if name.format is not None:
+        options.setdefault("driver", name.format)
+    return options

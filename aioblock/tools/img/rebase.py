@@ -93,7 +93,9 @@ async def _rebase(asked: _Asked, progress: Progress) -> None:
                 new = await stack.enter_async_context(await _open_new(disk, asked, backing))
             _check_format(disk, asked)
             try:
-                await aioblock.rebase(disk, new, backing, asked.backing_format, progress=progress)
+                await aioblock.rebase(
+                    disk, backing, backing_format=asked.backing_format, backing_disk=new, progress=progress
+                )
             except aioblock.PositionedError:
                 raise
             except (OSError, aioblock.BlockError) as error:

@@ -1,27 +1,48 @@
-"""Layer 6: what a program that uses aioblock calls: open, create."""
+"""Opening: from a name to a disk that can be used, for the call of one function or for as long as the caller likes."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, TypedDict
 
-from aioblock.base.errors import OptionError
+from aioblock.base.errors import BlockError, OptionError, message_of, with_context
 from aioblock.base.options import nest, overlaid
 from aioblock.blockio.status import WINDOW
-from aioblock.core.images import CreateOption, Measurement
 from aioblock.core.objects import NamedObject
-from aioblock.core.registry import find_driver
 from aioblock.drivers import register_all
 from aioblock.graph.backend import BlockBackend
-from aioblock.graph.names import beside, protocol_of, to_options
+from aioblock.graph.names import to_options
 from aioblock.graph.opening import close_edge, open_root
 from aioblock.graph.permissions import root_permissions
 from aioblock.graph.reopen import cache_mode
 from aioblock.graph.settings import MAX_DEPTH, OpenSettings
 from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
 
-__all__ = ["create", "create_options", "measure", "open"]
+__all__ = ["Image", "ImageName", "Opening", "name_of", "open", "opened"]
+
+ImageName: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A file name, `protocol:...`, `json:{...}`, or options."""
+
+Image: TypeAlias = ImageName | BlockBackend
+"""An image by its name, or open."""
 
 register_all()
+
+
+class Opening(TypedDict, total=False):
+    """How an image is opened that was given by its name: arguments of `open`, which says what they mean.
+
+    Options of drivers go into the name: `{"filename": "disk.qcow2", "overlap-check": "all"}`.
+    """
+
+    cache: str
+    discard: str
+    force_share: bool
+    trust: TrustPolicy
+    probe: bool
+    snapshot: str
+    objects: Mapping[str, NamedObject]
+    max_depth: int
 
 
 async def open(
@@ -98,66 +119,55 @@ async def open(
         raise
 
 
-async def create(
-    name: str | os.PathLike[str],
-    format: str,
-    options: Mapping[str, Any] | None = None,
+@asynccontextmanager
+async def opened(
+    image: Image,
     *,
-    size: int | None = None,
-    trust: TrustPolicy = TRUST_DIRECTORY,
-    objects: Mapping[str, NamedObject] | None = None,
-) -> None:
-    """Make an image. `size` in bytes; None: the option "size", else the size of the backing file named in `options`.
-    `objects`: the named objects, by id, that options refer to: secrets.
+    format: str | None = None,
+    how: Opening,
+    writable: bool = False,
+    resize: bool = False,
+    backing: bool = True,
+    for_check: bool = False,
+    metadata_only: bool = False,
+) -> AsyncIterator[BlockBackend]:
+    """An image for one call: an open one as it is, one that is given by its name open inside. The rest as in `open`.
 
-    What was there under that name is lost. Failed: what is there is no usable image.
-    Raises: OptionError before anything is touched; NotSupported; OSError.
+    Raises: as `open`, with the name in the message; at the end, as `BlockBackend.close`. ValueError where an open image
+    comes with words about how to open it.
     """
-    values = dict(options or {})
-    if size is not None:
-        values["size"] = size
-    if "size" not in values:
-        backing = values.get("backing_file")
-        if not backing:
-            raise OptionError("Image creation needs a size parameter", option="size")
-        async with await open(
-            beside(os.fspath(name), backing),
-            format=values.get("backing_fmt"),
-            trust=trust,
-            probe=True,
-            metadata_only=True,
-            objects=objects,
-        ) as disk:
-            values["size"] = disk.length
-    from aioblock.graph.creating import create_image  # here, because most programs create nothing
-
-    await create_image(os.fspath(name), format, values, objects or {})
-
-
-async def measure(
-    format: str,
-    options: Mapping[str, Any] | None = None,
-    *,
-    size: int | None = None,
-    source: BlockBackend | None = None,
-    objects: Mapping[str, NamedObject] | None = None,
-) -> Measurement:
-    """How large the file of an image becomes that is made with these options, as those of `create`, and then filled.
-
-    `size` of its disk in bytes, or `source`: an open image whose size it has and whose data it is to hold.
-    `objects`: the named objects, by id, that options refer to: secrets. Cancelled or failed: nothing is left behind.
-    Raises: OptionError; NotSupported; OSError.
-    """
-    from aioblock.graph.measuring import measure_image  # here, because most programs measure nothing
-
-    return await measure_image(format, options or {}, size, source, objects or {})
+    if isinstance(image, BlockBackend):
+        given = [*(["format"] if format is not None else []), *(how.keys() - {"objects"})]
+        if given:
+            raise ValueError(f"'{image.name}' is open already, so this has no effect: {', '.join(sorted(given))}")
+        yield image
+        return
+    try:
+        disk = await open(
+            image,
+            format=format,
+            writable=writable,
+            resize=resize,
+            backing=backing,
+            for_check=for_check,
+            metadata_only=metadata_only,
+            **how,
+        )
+    except (OSError, BlockError) as error:
+        if name_of(image) not in message_of(error):
+            with_context(error, f"Could not open '{name_of(image)}': ")
+        raise
+    async with disk:
+        yield disk
 
 
-def create_options(format: str, name: str | None = None) -> tuple[CreateOption, ...]:
-    """The options that `create` takes for a format (with those of the protocol that `name` means behind them).
-
-    Raises: OptionError, NotSupported.
-    """
-    from aioblock.graph.creating import create_options as options_of
-
-    return options_of(format, protocol_of(name) if name is not None else find_driver("file"))
+def name_of(image: Image) -> str:
+    """An image as it is named in messages."""
+    if isinstance(image, BlockBackend):
+        return image.name
+    if not isinstance(image, Mapping):
+        return os.fspath(image)
+    given = nest(image)
+    while "filename" not in given and isinstance(given.get("file"), Mapping):
+        given = given["file"]
+    return str(given.get("filename") or given.get("driver") or "")
