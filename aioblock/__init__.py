@@ -66,6 +66,7 @@ from aioblock.core.registry import driver_names, find_driver
 from aioblock.core.statistics import Statistics
 from aioblock.graph.backend import BlockBackend
 from aioblock.graph.extent import Extent
+from aioblock.graph.names import beside
 from aioblock.graph.trust import TRUST_ALL, TRUST_DIRECTORY, TRUST_NONE, Reference, TrustPolicy
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ __all__ = [
     "VerifyError",
     "aligned_buffer",
     "amend",
+    "beside",
     "bitmap_add",
     "bitmap_clear",
     "bitmap_disable",

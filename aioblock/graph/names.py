@@ -74,7 +74,10 @@ def to_options(name: str) -> dict[str, Any]:
 
 
 def beside(image: str, name: str) -> str:
-    """`name`, taken from the directory of `image` where it is relative. Names with a protocol stay."""
+    """A name that stands in an image, as seen from here: a relative path counts from the directory of the image.
+
+    Names with a protocol, and absolute ones, stay as they are; so do all where `image` is "".
+    """
     if has_protocol(name) or os.path.isabs(name) or not image:
         return name
     directory = os.path.dirname(strip_protocol(image))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..program import ProgramError, error_text, print_error
+from ..program import ProgramError, print_error
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend, DirtyBitmap
@@ -29,24 +29,10 @@ def check_source_bitmaps(source: "BlockBackend", skip_broken: bool) -> None:
 
 
 async def copy_bitmaps(source: "BlockBackend", target: "BlockBackend") -> None:
-    """Copy the bitmaps that are consistent, and say which are not. Raises: ProgramError."""
-    from aioblock import BlockError
+    """Copy the bitmaps that are consistent, and say which are not. Raises: NotSupported, BitmapError, OSError."""
+    import aioblock
 
     for bitmap in reversed(_persistent(source)):
         if bitmap.inconsistent:
             print_error(f"warning: Skipping inconsistent bitmap '{bitmap.name}'")
-    for bitmap in _persistent(source):
-        name = bitmap.name
-        if bitmap.inconsistent:
-            continue
-        try:
-            await target.bitmap_add(name, bitmap.granularity, disabled=True)
-        except (OSError, BlockError) as error:
-            raise ProgramError(f"Failed to create bitmap {name}: {error_text(error)}") from error
-        try:
-            await target.bitmap_merge(name, name, source)
-            if bitmap.enabled:
-                await target.bitmap_enable(name)
-        except (OSError, BlockError) as error:
-            await target.bitmap_remove(name)
-            raise ProgramError(f"Failed to populate bitmap {name}: {error_text(error)}") from error
+    await aioblock.copy_bitmaps(source, target, skip_inconsistent=True)

@@ -1,12 +1,10 @@
 """`commit`: write what an image holds into its backing file."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
 from .command import Options, check_image_opts, opened, parse_size_argument
-from .paths import actual_path
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -73,25 +71,13 @@ def main(argv: Sequence[str]) -> int:
     return run(body)
 
 
-def _base(disk: "BlockBackend", base: str | None, name: str) -> "BlockNode":
-    """The layer to write into. Raises: ProgramError."""
-    node = disk.node
-    if base is None:
-        if node.below is None:
-            raise ProgramError("Image does not have a backing file")
-        return node.below
-    while (below := node.below) is not None:
-        inner = node.unfiltered.backing_name
-        if inner is not None and _same(node, inner.filename, base, below):
-            return below
-        node = below
-    raise ProgramError(f"Did not find '{base}' in the backing chain of '{name}'")
+def _base(disk: "BlockBackend", base: str | None, name: str) -> "BlockNode | None":
+    """The layer to write into; None: the backing file. Raises: ProgramError."""
+    from aioblock import find_layer
 
-
-def _same(overlay: "BlockNode", inner: str, wanted: str, below: "BlockNode") -> bool:
-    """Whether a name means the backing file of an overlay; a relative one counts from the directory of the overlay."""
-    if wanted == inner or (wanted == below.filename and wanted.startswith("json:")):
-        return True
-    path = actual_path(overlay.unfiltered.exact_filename, wanted)
-    own = below.exact_filename
-    return bool(path and own) and os.path.realpath(path or "") == os.path.realpath(own.removeprefix("file:"))
+    if base is None or disk.node.below is None:
+        return None
+    found = find_layer(disk, base)
+    if found is None:
+        raise ProgramError(f"Did not find '{base}' in the backing chain of '{name}'")
+    return found

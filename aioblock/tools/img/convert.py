@@ -1,8 +1,7 @@
 """`convert`: copy images into a new one, perhaps of another format."""
 
-import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..program import CACHE_MODES, ProgramError, define_object, error_text, objects, print_error, run
@@ -156,6 +155,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _convert(asked: _Asked, progress: Progress) -> None:
+    from aioblock import removed_on_failure
+
     async with AsyncExitStack() as stack:
         sources = [await stack.enter_async_context(_source(asked, name)) for name in asked.sources]
         if asked.snapshot is not None and len(sources) > 1:
@@ -167,7 +168,10 @@ async def _convert(asked: _Asked, progress: Progress) -> None:
         total = sum(-(-source.length // SECTOR) * SECTOR for source in sources)
         if asked.skip_create:
             keep_backing = asked.backing is not None
-            _check_concatenation(asked, keep_backing)
+            if keep_backing and len(sources) > 1:
+                raise ProgramError(
+                    "Having a backing file for the target makes no sense when concatenating multiple input images"
+                )
             async with _target(asked) as target:
                 if target.length < sources[-1].length - -(-sources[-1].length // SECTOR) * SECTOR + total:
                     raise ProgramError("output file is smaller than input file")
@@ -177,7 +181,7 @@ async def _convert(asked: _Asked, progress: Progress) -> None:
         values = _target_options(asked, format)
         values["size"] = total
         keep_backing = "backing_file" in values
-        async with _new_file(asked.target):
+        async with removed_on_failure(asked.target):
             await _create(asked.target, format, values)
             async with _target(asked, values) as target:
                 is_zero = target.node.driver.has_zero_init()
@@ -216,26 +220,11 @@ def _target_options(asked: _Asked, format: str) -> dict[str, Any]:
             if option not in names:
                 raise ProgramError(f"{what} not supported for file format '{format}'")
             values[option] = value
-    backing = values.get("backing_file")
-    _check_concatenation(asked, backing is not None)
-    if backing is not None and not values.get("backing_fmt"):
-        raise ProgramError("Use of backing file requires explicit backing format")
-    if asked.compressed:
-        driver = aioblock.find_driver(format)
-        if not any("pwritev_compressed" in vars(kind) for kind in driver.__mro__ if kind.__name__ != "BlockDriver"):
-            raise ProgramError("Compression not supported for this file format")
-        if values.get("encryption") or values.get("encrypt.format"):
-            raise ProgramError("Compression and encryption not supported at the same time")
-        if values.get("preallocation", "off") != "off":
-            raise ProgramError("Compression and preallocation not supported at the same time")
-    return values
-
-
-def _check_concatenation(asked: _Asked, keep_backing: bool) -> None:
-    if keep_backing and len(asked.sources) > 1:
-        raise ProgramError(
-            "Having a backing file for the target makes no sense when concatenating multiple input images"
-        )
+    try:
+        count, compressed = len(asked.sources), asked.compressed
+        return aioblock.target_options(format, asked.target, values, sources=count, compressed=compressed)
+    except (OSError, aioblock.BlockError) as error:
+        raise ProgramError(error_text(error)) from error
 
 
 async def _create(name: str, format: str, values: dict[str, Any]) -> None:
@@ -259,23 +248,6 @@ def _target(asked: _Asked, created: Mapping[str, Any] | None = None) -> "Abstrac
         discard="ignore" if asked.sparse == 0 else "unmap",
         options=secrets,
     )
-
-
-@asynccontextmanager
-async def _new_file(name: str) -> AsyncIterator[None]:
-    """Inside, a file is made; what ends it early removes the file, unless there was one before."""
-    head, colon, _ = name.partition(":")
-    path = None if colon and "/" not in head and head != "file" else name.removeprefix("file:")
-    is_new = path is not None and not os.path.lexists(path)
-    try:
-        yield
-    except BaseException:
-        if is_new and path is not None:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
-        raise
 
 
 async def _copy(
@@ -308,7 +280,7 @@ async def _copy(
             progress=progress,
             salvage=warn if asked.salvage else None,
         )
+        if asked.bitmaps:
+            await copy_bitmaps(sources[0], target)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
-    if asked.bitmaps:
-        await copy_bitmaps(sources[0], target)

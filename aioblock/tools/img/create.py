@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..program import ProgramError, define_object, error_text, fail, objects, open_image, run
 from .command import SECTOR, Options, parse_size_argument, usage_error
-from .paths import actual_path
 
 if TYPE_CHECKING:
     from aioblock import CreateOption
@@ -155,7 +154,7 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
         try:
             # Another process may be writing it: only its size is looked at.
             async with await open_image(
-                actual_path(name, backing) or backing, format=format, force_share=True, metadata_only=True
+                aioblock.beside(name, backing), format=format, force_share=True, metadata_only=True
             ) as disk:
                 detected = disk.node.driver.name
                 values.setdefault("size", -(-disk.length // SECTOR) * SECTOR)

@@ -1,7 +1,6 @@
 """`dd`: copy a part of an image into a new one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..program import ProgramError, define_object, error_text, objects, print_error, run
 from .command import MAX_LENGTH, SECTOR, Options, check_image_opts, opened, parse_size_argument
@@ -76,7 +75,7 @@ async def _copy(asked: _Asked) -> None:
     async with opened(
         asked.source, image_opts=asked.image_opts, format=asked.format, force_share=asked.force_share
     ) as source:
-        options = _create_options(asked.target_format, asked.target)
+        _check_target(asked.target_format, asked.target)
         # As QEMU has it: the blocks of `count` are those from the beginning of the input on, skipped ones included.
         end = -(-source.length // SECTOR) * SECTOR
         if asked.count is not None:
@@ -85,31 +84,32 @@ async def _copy(asked: _Asked) -> None:
         if begin > end:
             print_error(f"{asked.source}: cannot skip to specified offset")
         begin = min(begin, end)
-        try:
-            await aioblock.create(
-                asked.target,
-                asked.target_format,
-                options | {"size": -(-(end - begin) // SECTOR) * SECTOR},
-                trust=aioblock.TRUST_ALL,
-                objects=objects,
-            )
-        except (OSError, aioblock.BlockError) as error:
-            reason = creation_error(error, asked.target_format)
-            raise ProgramError(f"{asked.target}: error while creating output image: {reason}") from error
-        async with opened(asked.target, format=asked.target_format, writable=True) as target:
+        async with aioblock.removed_on_failure(asked.target):
             try:
-                await aioblock.convert(
-                    [source],
-                    target,
-                    skip=begin,
-                    nbytes=end - begin,
-                    target_is_zero=target.node.driver.has_zero_init(),
+                await aioblock.create(
+                    asked.target,
+                    asked.target_format,
+                    size=-(-(end - begin) // SECTOR) * SECTOR,
+                    trust=aioblock.TRUST_ALL,
+                    objects=objects,
                 )
             except (OSError, aioblock.BlockError) as error:
-                raise ProgramError(error_text(error)) from error
+                reason = creation_error(error, asked.target_format)
+                raise ProgramError(f"{asked.target}: error while creating output image: {reason}") from error
+            async with opened(asked.target, format=asked.target_format, writable=True) as target:
+                try:
+                    await aioblock.convert(
+                        source,
+                        target,
+                        skip=begin,
+                        nbytes=end - begin,
+                        target_is_zero=target.node.driver.has_zero_init(),
+                    )
+                except (OSError, aioblock.BlockError) as error:
+                    raise ProgramError(error_text(error)) from error
 
 
-def _create_options(format: str, name: str) -> dict[str, Any]:
+def _check_target(format: str, name: str) -> None:
     """The format can be created. Raises: ProgramError."""
     import aioblock
 
@@ -119,4 +119,3 @@ def _create_options(format: str, name: str) -> dict[str, Any]:
         aioblock.create_options(format, name)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
-    return {}

@@ -1,16 +1,15 @@
 """`info`: what an image says about itself. Starts fast: no numpy, no uvloop."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..program import ProgramError, define_object, error_text, open_image, run
 from .command import SECTOR, Options, check_image_opts, parse_output
-from .paths import actual_path
 from .qjson import to_json
-from .snapshot_list import snapshot_facts, snapshot_list
+from .snapshot_list import snapshot_list
 
 if TYPE_CHECKING:
-    from aioblock import BlockBackend
+    from aioblock import ImageInfo
 
 __all__ = ["USAGE", "main"]
 
@@ -50,94 +49,59 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _info(name: str, format: str | None, json: bool, chain: bool, image_opts: bool, force_share: bool) -> None:
-    images: list[dict[str, Any]] = []
-    texts: list[str] = []
+    images: list[ImageInfo] = []
     next_name: str | None = name
     while next_name is not None:
-        if any(image["filename"] == next_name for image in images):
+        if any(image.filename == next_name for image in images):
             raise ProgramError(f"Backing file '{next_name}' creates an infinite loop.")
-        facts, text = await _image(next_name, format, image_opts and not images, force_share)
-        images.append(facts)
-        texts.append(text)
-        next_name, format = facts.get("full-backing-filename"), facts.get("backing-filename-format")
+        images.append(await _image(next_name, format, image_opts and not images, force_share))
+        next_name, format = images[-1].full_backing_filename, images[-1].backing_format
         if not chain:
             break
     if json:
-        print(to_json(images if chain else images[0]))
+        facts = [image.as_dict() for image in images]
+        print(to_json(facts if chain else facts[0]))
     else:
-        print("\n".join(texts), end="")
+        print("\n".join(_text(image) for image in images), end="")
 
 
-async def _image(name: str, format: str | None, image_opts: bool, force_share: bool) -> tuple[dict[str, Any], str]:
-    from aioblock import BlockError
+async def _image(name: str, format: str | None, image_opts: bool, force_share: bool) -> "ImageInfo":
+    from aioblock import BlockError, info
 
     try:
-        disk = await open_image(
+        async with await open_image(
             name, image_opts=image_opts, format=format, force_share=force_share, backing=False, metadata_only=True
-        )
-        async with disk:
-            facts = await _facts(disk)
-            return facts, _text(facts, disk)
+        ) as disk:
+            return await info(disk)
     except (OSError, BlockError) as error:
         raise ProgramError(f"Could not open '{name}': {error_text(error)}") from error
 
 
-async def _facts(disk: "BlockBackend") -> dict[str, Any]:
-    """What is known of an image, in the order in which QEMU prints it as JSON."""
-    info, driver = disk.info(), disk.node.driver
-    facts: dict[str, Any] = {
-        "snapshots": snapshot_facts(disk.snapshots()) or None,
-        "backing-filename-format": info.backing.format if info.backing else None,
-        "virtual-size": -(-disk.length // SECTOR) * SECTOR,
-        "filename": disk.name,
-        "cluster-size": info.cluster_size,
-        "format": driver.name,
-        "actual-size": await disk.allocated_size(),
-        "format-specific": {"type": driver.name, "data": info.specific} if info.specific is not None else None,
-    }
-    if info.backing is not None:
-        facts["full-backing-filename"] = actual_path(_file_name(disk), info.backing.filename)
-        facts["backing-filename"] = info.backing.filename
-    facts["encrypted"] = info.encrypted or None
-    facts["compressed"] = info.compressed or None
-    facts["dirty-flag"] = info.dirty if driver.kind != "protocol" else None
-    return {key: value for key, value in facts.items() if value is not None}
-
-
-def _file_name(disk: "BlockBackend") -> str:
-    """The name of the file that the image lies in; "" where it is no single file."""
-    node = disk.node
-    while not node.exact_filename and node.file is not None:
-        node = node.file.node
-    return node.exact_filename
-
-
-def _text(facts: dict[str, Any], disk: "BlockBackend") -> str:
-    """The same for people."""
+def _text(image: "ImageInfo") -> str:
+    """What is known of an image, for people."""
     from aioblock import human_size
 
-    length, stored = facts["virtual-size"], facts.get("actual-size")
+    length, stored = -(-image.virtual_size // SECTOR) * SECTOR, image.actual_size
     lines = [
-        f"image: {facts['filename']}",
-        f"file format: {facts['format']}",
+        f"image: {image.filename}",
+        f"file format: {image.format}",
         f"virtual size: {human_size(length)} ({length} bytes)",
         f"disk size: {human_size(stored) if stored is not None else 'unavailable'}",
     ]
-    if facts.get("encrypted"):
+    if image.encrypted:
         lines.append("encrypted: yes")
-    if "cluster-size" in facts:
-        lines.append(f"cluster_size: {facts['cluster-size']}")
-    if facts.get("dirty-flag"):
+    if image.cluster_size is not None:
+        lines.append(f"cluster_size: {image.cluster_size}")
+    if image.dirty:
         lines.append("cleanly shut down: no")
-    if "backing-filename" in facts:
-        name, full = facts["backing-filename"], facts.get("full-backing-filename")
+    if image.backing_filename is not None:
+        name, full = image.backing_filename, image.full_backing_filename
         where = " (cannot determine actual path)" if full is None else f" (actual path: {full})" if full != name else ""
         lines.append(f"backing file: {name}{where}")
-    if "backing-filename-format" in facts:
-        lines.append(f"backing file format: {facts['backing-filename-format']}")
-    lines += snapshot_list(disk.snapshots())
-    details = disk.info().lines
-    if details:
+    if image.backing_format is not None:
+        lines.append(f"backing file format: {image.backing_format}")
+    lines += snapshot_list(image.snapshots)
+    if image.details:
         lines.append("Format specific information:")
-        lines += [f"    {line}" for line in details]
+        lines += [f"    {line}" for line in image.details]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..program import CACHE_MODES, ProgramError, define_object, error_text, open_image, run
 from .command import Options, check_image_opts, opened, usage_error
-from .paths import actual_path
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ async def _open_new(disk: "BlockBackend", asked: _Asked, backing: str) -> "Block
 
     how: dict[str, Any] = {"format": asked.backing_format, "cache": asked.source_cache}
     try:
-        name = actual_path(disk.node.exact_filename, backing) or backing
+        name = aioblock.beside(disk.node.exact_filename, backing)
         return await open_image(name, force_share=asked.force_share, **how)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(f"Could not open new backing file '{backing}': {error_text(error)}") from error

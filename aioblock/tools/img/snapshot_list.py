@@ -1,12 +1,12 @@
 """The internal snapshots of an image as `snapshot -l` and `info` show them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aioblock import SnapshotInfo
 
-__all__ = ["snapshot_facts", "snapshot_list"]
+__all__ = ["snapshot_list"]
 
 
 def snapshot_list(snapshots: "Sequence[SnapshotInfo]") -> list[str]:
@@ -45,20 +45,3 @@ def _clock(nanoseconds: int) -> str:
     """Hours, minutes, seconds and thousandths."""
     seconds, rest = divmod(nanoseconds, 10**9)
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{rest // 10**6:03}"
-
-
-def snapshot_facts(snapshots: "Sequence[SnapshotInfo]") -> list[dict[str, Any]]:
-    """The same for programs, in the order in which QEMU prints it as JSON."""
-    return [
-        ({} if snapshot.icount is None else {"icount": snapshot.icount})
-        | {
-            "vm-clock-nsec": snapshot.vm_clock_nsec % 10**9,
-            "name": snapshot.name,
-            "date-sec": snapshot.date_sec,
-            "date-nsec": snapshot.date_nsec,
-            "vm-clock-sec": snapshot.vm_clock_nsec // 10**9,
-            "id": snapshot.id,
-            "vm-state-size": snapshot.vm_state_size,
-        }
-        for snapshot in snapshots
-    ]
