@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
-from .command import Options, check_image_opts, opened, usage_error
-from .create import OptionList, option_line, typed
+from ..program import CACHE_MODES, ProgramError, error_text, run
+from .asked import Asked, OptionList, long_options
+from .command import opened, usage_error
+from .create import option_line, typed
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -16,49 +17,35 @@ __all__ = ["USAGE", "main"]
 
 USAGE = "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename"
 
-_LONG = {"object": "object:", "image-opts": "image-opts", "force": "force"}
+
+class _Asked(Asked):
+    SHORT = "f:o:pqt:"
+    LONG = long_options("object", "image-opts", force="force")
+    SWITCHES: ClassVar = {"force": "force"}
+
+    force = False
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    cache = "writeback"
-    force = quiet = progress = image_opts = False
-    given = OptionList()
-    options = Options(argv, "f:o:pqt:", _LONG)
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "o":
-            given.add(value)
-        elif option == "p":
-            progress = True
-        elif option == "q":
-            quiet = True
-        elif option == "t":
-            cache = value
-        elif option == "force":
-            force = True
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
+    asked = _Asked(argv)
+    given = asked.given
     if not given:
         raise usage_error("Must specify options (-o)")
-    name = options.operands[0] if options.operands else None
-    if format is not None and given.asks_help:
-        return _help(format)
-    if name is None or len(options.operands) > 1:
+    name = asked.operands[0] if asked.operands else None
+    if asked.format is not None and given.asks_help:
+        return _help(asked.format)
+    if name is None or len(asked.operands) > 1:
         raise ProgramError("Expecting one image file name")
-    check_image_opts(image_opts, format)
-    if cache not in CACHE_MODES:
-        raise ProgramError(f"Invalid cache option: {cache}")
+    asked.check_format()
+    if asked.cache not in CACHE_MODES:
+        raise ProgramError(f"Invalid cache option: {asked.cache}")
 
     async def body() -> int:
-        async with opened(name, image_opts=image_opts, format=format, cache=cache, writable=True, resize=True) as disk:
+        async with opened(name, cache=asked.cache, writable=True, resize=True, **asked.how()) as disk:
             if given.asks_help:
                 return _help(disk.node.driver.name)
-            await _amend(disk, given, force, Progress(progress and not quiet))
+            await _amend(disk, given, asked.force, Progress(asked.shown and not asked.quiet))
         return 0
 
     return run(body, fast=False)

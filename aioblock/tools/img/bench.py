@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
-from .command import MAX_LENGTH, Options, check_image_opts, opened, parse_number, parse_size_argument
+from ..program import CACHE_MODES, ProgramError, error_text, run
+from .asked import Asked, long_options
+from .command import MAX_LENGTH, opened, parse_number, parse_size_argument
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -18,21 +19,22 @@ USAGE = (
     "[--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename"
 )
 
-_LONG = {
-    "flush-interval": "flush-interval:",
-    "pattern": "pattern:",
-    "no-drain": "no-drain",
-    "object": "object:",
-    "image-opts": "image-opts",
-    "force-share": "U",
-}
-
 _MAX_INT = (1 << 31) - 1
 
 
-class _Run:
-    """What is asked for."""
+class _Asked(Asked):
+    SHORT = "c:d:f:i:no:qs:S:t:wU"
+    LONG = long_options(
+        "object",
+        "image-opts",
+        "force-share",
+        flush_interval="flush-interval:",
+        pattern="pattern:",
+        no_drain="no-drain",
+    )
+    SWITCHES: ClassVar = {"w": "write"}
 
+    aio = "threads"
     count = 75000
     depth = 64
     offset = 0
@@ -43,75 +45,60 @@ class _Run:
     flush_interval = 0
     drain = True
 
-
-def main(argv: Sequence[str]) -> int:
-    """Run the subcommand. Raises: ProgramError."""
-    asked = _Run()
-    format: str | None = None
-    cache, aio = "writeback", "threads"
-    image_opts = force_share = False
-    options = Options(argv, "c:d:f:i:no:qs:S:t:wU", _LONG)
-    for option, value in options:
+    def take(self, option: str, value: str) -> None:
         if option == "c":
-            asked.count = parse_number(value, "Invalid request count specified")
+            self.count = parse_number(value, "Invalid request count specified")
         elif option == "d":
-            asked.depth = parse_number(value, "Invalid queue depth specified")
-        elif option == "f":
-            format = value
+            self.depth = parse_number(value, "Invalid queue depth specified")
         elif option == "i":
             if value not in ("threads", "native", "io_uring"):
                 raise ProgramError(f"Invalid aio option: {value}")
-            aio = value
+            self.aio = value
         elif option == "n":
-            aio = "native"
+            self.aio = "native"
         elif option == "o":
-            asked.offset = parse_size_argument("offset", value, MAX_LENGTH)
+            self.offset = parse_size_argument("offset", value, MAX_LENGTH)
         elif option == "s":
-            asked.size = parse_size_argument("buffer size", value, _MAX_INT)
+            self.size = parse_size_argument("buffer size", value, _MAX_INT)
         elif option == "S":
-            asked.step = parse_size_argument("step_size", value, _MAX_INT)
-        elif option == "t":
-            if value not in CACHE_MODES:
-                raise ProgramError("Invalid cache mode")
-            cache = value
-        elif option == "w":
-            asked.write = True
-        elif option == "U":
-            force_share = True
+            self.step = parse_size_argument("step_size", value, _MAX_INT)
+        elif option == "t" and value not in CACHE_MODES:
+            raise ProgramError("Invalid cache mode")
         elif option == "pattern":
-            asked.pattern = parse_number(value, "Invalid pattern byte specified", 0xFF)
+            self.pattern = parse_number(value, "Invalid pattern byte specified", 0xFF)
         elif option == "flush-interval":
-            asked.flush_interval = parse_number(value, "Invalid flush interval specified")
+            self.flush_interval = parse_number(value, "Invalid flush interval specified")
         elif option == "no-drain":
-            asked.drain = False
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-    name = options.one_image()
+            self.drain = False
+        else:
+            super().take(option, value)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the subcommand. Raises: ProgramError."""
+    asked = _Asked(argv)
+    name = asked.one_image()
     if not asked.write and asked.flush_interval:
         raise ProgramError("--flush-interval is only available in write tests")
     if asked.flush_interval and asked.flush_interval < asked.depth:
         raise ProgramError("Flush interval can't be smaller than depth")
     if not asked.depth:
         raise ProgramError("Invalid queue depth specified")
-    check_image_opts(image_opts, format)
+    asked.check_format()
 
     async def body() -> None:
-        async with opened(
-            name, image_opts=image_opts, format=format, writable=asked.write, cache=cache, force_share=force_share
-        ) as disk:
-            if aio == "native" and CACHE_MODES[cache] not in ("none", "directsync"):
+        async with opened(name, writable=asked.write, cache=asked.cache, **asked.how()) as disk:
+            if asked.aio == "native" and CACHE_MODES[asked.cache] not in ("none", "directsync"):
                 reason = "aio=native was specified, but it requires cache.direct=on, which was not specified."
                 raise ProgramError(f"Could not open '{name}': {reason}")
-            if aio != "threads":
-                raise ProgramError(f"Could not open '{name}': aio={aio} is not supported")
+            if asked.aio != "threads":
+                raise ProgramError(f"Could not open '{name}': aio={asked.aio} is not supported")
             await _bench(disk, asked)
 
     return run(body)
 
 
-async def _bench(disk: "BlockBackend", asked: _Run) -> None:
+async def _bench(disk: "BlockBackend", asked: _Asked) -> None:
     from aioblock import BlockError
 
     step = asked.step or asked.size
@@ -135,7 +122,7 @@ async def _bench(disk: "BlockBackend", asked: _Run) -> None:
     print(f"Run completed in {time.perf_counter() - before:.3f} seconds.")
 
 
-async def _send(disk: "BlockBackend", asked: _Run, offsets: Iterator[int]) -> None:
+async def _send(disk: "BlockBackend", asked: _Asked, offsets: Iterator[int]) -> None:
     """Send all requests. Raises: OSError of the first that failed."""
     import asyncio
 

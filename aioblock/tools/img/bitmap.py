@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..program import ProgramError, define_object, error_text, run
-from .command import Options, check_image_opts, opened, parse_size_argument
+from ..program import ProgramError, error_text, run
+from .asked import Asked, long_options
+from .command import opened, parse_size_argument
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -19,68 +20,70 @@ USAGE = (
 
 _ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 
-_LONG = {
-    **{action: action for action in _ACTIONS if action != "merge"},
-    "merge": "merge:",
-    "granularity": "g:",
-    "source-file": "b:",
-    "source-format": "F:",
-    "object": "object:",
-    "image-opts": "image-opts",
-}
+
+class _Asked(Asked):
+    SHORT = "b:f:F:g:"
+    LONG = long_options(
+        "object",
+        "image-opts",
+        **{action: action for action in _ACTIONS if action != "merge"},
+        merge="merge:",
+        granularity="g:",
+        source_file="b:",
+        source_format="F:",
+    )
+    WORDS: ClassVar = {"b": "source", "F": "source_format"}
+
+    source: str | None = None
+    source_format: str | None = None
+    granularity: int | None = None
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.actions: list[tuple[str, str]] = []
+        super().__init__(argv)
+
+    def take(self, option: str, value: str) -> None:
+        if option in _ACTIONS:
+            self.actions.append((option, value))
+        elif option == "g":
+            self.granularity = parse_size_argument("granularity", value)
+        else:
+            super().take(option, value)
+
+    def check(self) -> None:
+        """Refuse what does not go together. Raises: ProgramError."""
+        if len(self.operands) != 2:
+            raise ProgramError("Expecting filename and bitmap name")
+        asked = {action for action, _ in self.actions}
+        if not asked:
+            raise ProgramError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
+        if self.granularity and "add" not in asked:
+            raise ProgramError("granularity only supported with --add")
+        if self.source_format is not None and self.source is None:
+            raise ProgramError("-F only supported with -b")
+        if self.source is not None and "merge" not in asked:
+            raise ProgramError("Merge bitmap source file only supported with --merge")
+        self.check_format()
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    source: str | None = None
-    source_format: str | None = None
-    granularity: int | None = None
-    image_opts = False
-    actions: list[tuple[str, str]] = []
-    options = Options(argv, "b:f:F:g:", _LONG)
-    for option, value in options:
-        if option in _ACTIONS:
-            actions.append((option, value))
-        elif option == "b":
-            source = value
-        elif option == "f":
-            format = value
-        elif option == "F":
-            source_format = value
-        elif option == "g":
-            granularity = parse_size_argument("granularity", value)
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-    if len(options.operands) != 2:
-        raise ProgramError("Expecting filename and bitmap name")
-    asked = {action for action, _ in actions}
-    if not asked:
-        raise ProgramError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
-    if granularity and "add" not in asked:
-        raise ProgramError("granularity only supported with --add")
-    if source_format is not None and source is None:
-        raise ProgramError("-F only supported with -b")
-    if source is not None and "merge" not in asked:
-        raise ProgramError("Merge bitmap source file only supported with --merge")
-    check_image_opts(image_opts, format)
-    name, bitmap = options.operands
+    asked = _Asked(argv)
+    asked.check()
+    name, bitmap = asked.operands
 
     async def body() -> None:
         from aioblock import BlockError
 
         try:
             async with AsyncExitStack() as stack:
-                disk = await stack.enter_async_context(
-                    opened(name, image_opts=image_opts, format=format, writable=True, backing=False)
-                )
+                disk = await stack.enter_async_context(opened(name, writable=True, backing=False, **asked.how()))
                 other = None
-                if source is not None:
-                    other = await stack.enter_async_context(opened(source, format=source_format, backing=False))
-                for action, value in actions:
-                    await _act(disk, action, bitmap, value, granularity or None, other)
+                if asked.source is not None:
+                    source = opened(asked.source, format=asked.source_format, backing=False)
+                    other = await stack.enter_async_context(source)
+                for action, value in asked.actions:
+                    await _act(disk, action, bitmap, value, asked.granularity or None, other)
         except (OSError, BlockError) as error:  # at the end: that is when bitmaps are stored
             raise ProgramError(f"Could not store the bitmaps of '{name}': {error_text(error)}") from error
 

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
-from .command import Options, check_image_opts, opened, parse_output, usage_error
+from ..program import CACHE_MODES, ProgramError, error_text, run
+from .asked import Asked, long_options
+from .command import opened, usage_error
 from .progress import Progress
 from .qjson import to_json
 
@@ -20,65 +21,40 @@ USAGE = (
     " [-p] [-U] filename"
 )
 
-_LONG = {
-    "format": "f:",
-    "repair": "r:",
-    "output": "output:",
-    "object": "object:",
-    "image-opts": "image-opts",
-    "force-share": "U",
-    "progress": "p",
-}
-
 _FAILED, _CORRUPT, _LEAKED, _NOT_SUPPORTED = 1, 2, 3, 63
+
+
+class _Asked(Asked):
+    SHORT = "f:r:T:pqU"
+    LONG = long_options("format", "output", "object", "image-opts", "force-share", "progress", repair="r:")
+
+    repair = ""
+
+    def take(self, option: str, value: str) -> None:
+        if option != "r":
+            super().take(option, value)
+            return
+        if value not in ("leaks", "all"):
+            raise usage_error(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
+        self.repair = value
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    repair = ""
-    cache = "writeback"
-    json = quiet = image_opts = force_share = shown = False
-    options = Options(argv, "f:r:T:pqU", _LONG)
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "r":
-            if value not in ("leaks", "all"):
-                raise usage_error(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
-            repair = value
-        elif option == "T":
-            cache = value
-        elif option == "q":
-            quiet = True
-        elif option == "U":
-            force_share = True
-        elif option == "p":
-            shown = True
-        elif option == "output":
-            json = parse_output(value)
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-    name = options.one_image()
-    if cache not in CACHE_MODES:
-        raise ProgramError(f"Invalid source cache option: {cache}")
-    check_image_opts(image_opts, format)
+    asked = _Asked(argv)
+    name = asked.one_image()
+    if asked.source_cache not in CACHE_MODES:
+        raise ProgramError(f"Invalid source cache option: {asked.source_cache}")
+    asked.check_format()
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that a check has no use for
 
     async def body() -> int:
         async with opened(
-            name,
-            image_opts=image_opts,
-            format=format,
-            cache=cache,
-            writable=bool(repair),
-            force_share=force_share,
-            for_check=True,
+            name, cache=asked.source_cache, writable=bool(asked.repair), for_check=True, **asked.how()
         ) as disk:
-            return await _check(disk, name, repair, json, quiet, Progress(shown and not quiet and not json))
+            progress = Progress(asked.shown and not asked.quiet and not asked.json)
+            return await _check(disk, name, asked.repair, asked.json, asked.quiet, progress)
 
     return run(body, fast=False)
 

@@ -1,10 +1,11 @@
 """`commit`: write what an image holds into its backing file."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
-from .command import Options, check_image_opts, opened, parse_size_argument
+from ..program import CACHE_MODES, ProgramError, error_text, run
+from .asked import Asked, long_options
+from .command import opened, parse_size_argument
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -15,48 +16,42 @@ __all__ = ["USAGE", "main"]
 USAGE = "[--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] filename"
 
 
+class _Asked(Asked):
+    SHORT = "f:t:b:dpqr:"
+    LONG = long_options("object", "image-opts")
+    SWITCHES: ClassVar = {"d": "keep"}
+
+    base: str | None = None
+    keep = False
+    rate = 0
+
+    def take(self, option: str, value: str) -> None:
+        if option == "b":
+            self.base, self.keep = value, True  # the layers above stay valid only if the top keeps what it holds
+        elif option == "r":
+            self.rate = parse_size_argument("rate limit", value)
+        else:
+            super().take(option, value)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    base: str | None = None
-    cache = "writeback"
-    keep = shown = quiet = image_opts = False
-    rate = 0
-    options = Options(argv, "f:t:b:dpqr:", {"object": "object:", "image-opts": "image-opts"})
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "t":
-            cache = value
-        elif option == "b":
-            base, keep = value, True  # the layers above stay valid only if the top keeps what it holds
-        elif option == "d":
-            keep = True
-        elif option == "p":
-            shown = True
-        elif option == "q":
-            quiet = True
-        elif option == "r":
-            rate = parse_size_argument("rate limit", value)
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-    name = options.one_image()
-    check_image_opts(image_opts, format)
-    if cache not in CACHE_MODES:
-        raise ProgramError(f"Invalid cache option: {cache}")
-    progress = Progress(shown and not quiet)
+    asked = _Asked(argv)
+    name = asked.one_image()
+    asked.check_format()
+    if asked.cache not in CACHE_MODES:
+        raise ProgramError(f"Invalid cache option: {asked.cache}")
+    progress = Progress(asked.shown and not asked.quiet)
 
     async def body() -> int:
         import aioblock
 
-        async with opened(name, image_opts=image_opts, format=format, writable=True, cache=cache) as disk:
+        async with opened(name, writable=True, cache=asked.cache, **asked.how()) as disk:
             progress.begin()
             complete = False
             try:
-                target = _base(disk, base, name)
-                await aioblock.commit(disk, target, keep=keep, bytes_per_second=rate, progress=progress)
+                target = _base(disk, asked.base, name)
+                await aioblock.commit(disk, target, keep=asked.keep, bytes_per_second=asked.rate, progress=progress)
                 complete = True
             except aioblock.PositionedError as error:
                 raise ProgramError(f"Block job failed: {error_text(error.error)}") from error
@@ -64,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                 raise ProgramError(error_text(error)) from error
             finally:
                 progress.end(complete)
-        if not quiet:
+        if not asked.quiet:
             print("Image committed.")
         return 0
 

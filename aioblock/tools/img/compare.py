@@ -1,10 +1,11 @@
 """`compare`: whether two images hold the same content."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from ..program import CACHE_MODES, ProgramError, define_object, error_text, run
-from .command import SECTOR, Options, check_image_opts, opened, usage_error
+from .asked import Asked, long_options
+from .command import SECTOR, check_image_opts, opened, usage_error
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -14,55 +15,43 @@ __all__ = ["USAGE", "main"]
 
 USAGE = "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 filename2"
 
-_LONG = {"object": "object:", "image-opts": "image-opts", "force-share": "U"}
-
 _DIFFERENT, _NOT_OPENED, _STATUS_FAILED, _READ_FAILED = 1, 2, 3, 4
+
+
+class _Asked(Asked):
+    SHORT = "f:F:T:pqsU"
+    LONG = long_options("object", "image-opts", "force-share")
+    WORDS: ClassVar = {"F": "second_format"}
+    SWITCHES: ClassVar = {"s": "strict"}
+
+    second_format: str | None = None
+    strict = False
+
+    def take(self, option: str, value: str) -> None:
+        if option == "object":
+            define_object(value, _NOT_OPENED)
+        else:
+            super().take(option, value)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    formats: list[str | None] = [None, None]
-    cache = "writeback"
-    shown = quiet = strict = image_opts = force_share = False
-    options = Options(argv, "f:F:T:pqsU", _LONG)
-    for option, value in options:
-        if option == "f":
-            formats[0] = value
-        elif option == "F":
-            formats[1] = value
-        elif option == "T":
-            cache = value
-        elif option == "p":
-            shown = True
-        elif option == "q":
-            quiet = True
-        elif option == "s":
-            strict = True
-        elif option == "U":
-            force_share = True
-        elif option == "object":
-            define_object(value, _NOT_OPENED)
-        elif option == "image-opts":
-            image_opts = True
-    names = options.operands
+    asked = _Asked(argv)
+    names = asked.operands
     if len(names) != 2:
         raise usage_error("Expecting two image file names")
-    progress = Progress(shown and not quiet)
+    progress = Progress(asked.shown and not asked.quiet)
 
     async def body() -> int:
-        if cache not in CACHE_MODES:
-            raise ProgramError(f"Invalid source cache option: {cache}", _NOT_OPENED)
-        how: dict[str, Any] = {
-            "image_opts": image_opts,
-            "cache": cache,
-            "force_share": force_share,
-            "status": _NOT_OPENED,
-        }
-        check_image_opts(image_opts, formats[0], _NOT_OPENED)
-        async with opened(names[0], format=formats[0], **how) as first:
-            check_image_opts(image_opts, formats[1], _NOT_OPENED)
-            async with opened(names[1], format=formats[1], **how) as second:
-                return await _compare(first, second, names, strict, quiet, progress)
+        if asked.source_cache not in CACHE_MODES:
+            raise ProgramError(f"Invalid source cache option: {asked.source_cache}", _NOT_OPENED)
+        how = {**asked.how(), "cache": asked.source_cache, "status": _NOT_OPENED}
+        asked.check_format(_NOT_OPENED)
+        async with opened(names[0], **how) as first:
+            how["format"] = asked.second_format
+            check_image_opts(asked.image_opts, asked.second_format, _NOT_OPENED)
+            async with opened(names[1], **how) as second:
+                return await _compare(first, second, names, asked.strict, asked.quiet, progress)
 
     try:
         return run(body)

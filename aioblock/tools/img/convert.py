@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..program import CACHE_MODES, ProgramError, define_object, error_text, objects, print_error, run
+from ..program import CACHE_MODES, ProgramError, error_text, objects, print_error, run
+from .asked import Asked, long_options
 from .bitmap_copy import check_source_bitmaps, copy_bitmaps
-from .command import SECTOR, Options, check_image_opts, opened, parse_number, parse_size_argument
-from .create import OptionList, creation_error, print_option_help, typed
+from .command import SECTOR, check_image_opts, opened, parse_number, parse_size_argument
+from .create import creation_error, print_option_help, typed
 from .progress import Progress
 from .snapshot_source import opened_at, parse_snapshot
 
@@ -23,32 +24,40 @@ USAGE = (
     "filename [filename2 [...]] output_filename"
 )
 
-_LONG = {
-    "object": "object:",
-    "source-image-opts": "image-opts",
-    "image-opts": "image-opts",
-    "force-share": "U",
-    "target-image-opts": "target-image-opts",
-    "salvage": "salvage",
-    "target-is-zero": "target-is-zero",
-    "bitmaps": "bitmaps",
-    "skip-broken-bitmaps": "skip-broken-bitmaps",
-}
-
 _MAX_SPARSE = 16 << 20
 
 
-class _Asked:
-    """What the command line asks for."""
+class _Asked(Asked):
+    SHORT = "f:O:B:CcF:o:l:S:pt:T:qnm:WUr:"
+    LONG = long_options(
+        "object",
+        "image-opts",
+        "force-share",
+        source_image_opts="image-opts",
+        target_image_opts="target-image-opts",
+        salvage="salvage",
+        target_is_zero="target-is-zero",
+        bitmaps="bitmaps",
+        skip_broken_bitmaps="skip-broken-bitmaps",
+    )
+    WORDS: ClassVar = {"O": "target_format", "B": "backing", "F": "backing_format"}
+    SWITCHES: ClassVar = {
+        "C": "offload",
+        "c": "compressed",
+        "n": "skip_create",
+        "target-image-opts": "target_image_opts",
+        "target-is-zero": "target_is_zero",
+        "salvage": "salvage",
+        "bitmaps": "bitmaps",
+        "skip-broken-bitmaps": "skip_broken",
+    }
 
-    format: str | None = None
     target_format: str | None = None
     cache = "unsafe"
-    source_cache = "writeback"
     backing: str | None = None
     backing_format: str | None = None
-    image_opts = target_image_opts = target_is_zero = False
-    force_share = compressed = shown = quiet = skip_create = offload = salvage = bitmaps = skip_broken = False
+    target_image_opts = target_is_zero = compressed = skip_create = offload = False
+    salvage = bitmaps = skip_broken = False
     snapshot: str | dict[str, str] | None = None
     sparse: int | None = None
     rate = 0
@@ -56,45 +65,14 @@ class _Asked:
     in_order = True
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self.given = OptionList()
-        options = Options(argv, "f:O:B:CcF:o:l:S:pt:T:qnm:WUr:", _LONG)
-        for option, value in options:
-            self._take(option, value)
-        self.sources, self.target = options.operands[:-1], (options.operands or [""])[-1]
+        super().__init__(argv)
+        self.sources, self.target = self.operands[:-1], (self.operands or [""])[-1]
 
-    def _take(self, option: str, value: str) -> None:
-        words = {
-            "f": "format",
-            "O": "target_format",
-            "B": "backing",
-            "F": "backing_format",
-            "t": "cache",
-            "T": "source_cache",
-        }
-        switches = {
-            "C": "offload",
-            "c": "compressed",
-            "p": "shown",
-            "q": "quiet",
-            "n": "skip_create",
-            "U": "force_share",
-            "image-opts": "image_opts",
-            "target-image-opts": "target_image_opts",
-            "target-is-zero": "target_is_zero",
-            "salvage": "salvage",
-            "bitmaps": "bitmaps",
-            "skip-broken-bitmaps": "skip_broken",
-        }
-        if option in words:
-            setattr(self, words[option], value)
-        elif option in switches:
-            setattr(self, switches[option], True)
-        elif option == "W":
+    def take(self, option: str, value: str) -> None:
+        if option == "W":
             self.in_order = False
         elif option == "l":
             self.snapshot = parse_snapshot(value)
-        elif option == "o":
-            self.given.add(value)
         elif option == "S":
             what = "buffer size for sparse output"
             self.sparse = parse_size_argument(what, value)
@@ -109,7 +87,7 @@ class _Asked:
         elif option == "r":
             self.rate = parse_size_argument("rate limit", value)
         else:
-            define_object(value)
+            super().take(option, value)
 
     def check(self) -> None:
         """Refuse what does not go together. Raises: ProgramError."""
@@ -131,7 +109,7 @@ class _Asked:
             raise ProgramError("Must specify image file name")
         if self.source_cache not in CACHE_MODES:
             raise ProgramError(f"Invalid source cache option: {self.source_cache}")
-        check_image_opts(self.image_opts, self.format)
+        self.check_format()
         check_image_opts(self.target_image_opts, self.target_format)
         if self.bitmaps and len(self.sources) > 1:
             raise ProgramError("Copying bitmaps only possible with single source")
@@ -189,12 +167,7 @@ async def _convert(asked: _Asked, progress: Progress) -> None:
 
 
 def _source(asked: _Asked, name: str) -> "AbstractAsyncContextManager[BlockBackend]":
-    how: dict[str, Any] = {
-        "image_opts": asked.image_opts,
-        "format": asked.format,
-        "cache": asked.source_cache,
-        "force_share": asked.force_share,
-    }
+    how = {**asked.how(), "cache": asked.source_cache}
     if asked.snapshot is None or len(asked.sources) > 1:
         return opened(name, **how)
     return opened_at(name, asked.snapshot, **how)

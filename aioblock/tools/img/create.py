@@ -3,17 +3,17 @@
 import errno
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..program import ProgramError, define_object, error_text, fail, objects, open_image, run
-from .command import SECTOR, Options, parse_size_argument, usage_error
+from ..program import error_text, fail, objects, open_image, run
+from .asked import Asked, long_options
+from .command import SECTOR, parse_size_argument, usage_error
 
 if TYPE_CHECKING:
     from aioblock import CreateOption
 
 __all__ = [
     "USAGE",
-    "OptionList",
     "creation_error",
     "format_options",
     "main",
@@ -27,100 +27,58 @@ USAGE = "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [
 _KINDS = {"size": "<size>", "bool": "<bool (on/off)>", "int": "<num>", "str": "<str>"}
 
 
-class OptionList:
-    """What the `-o` of one command line say, together."""
+class _Asked(Asked):
+    SHORT = "F:b:f:o:qu"
+    LONG = long_options("object")
+    WORDS: ClassVar = {"b": "backing", "F": "backing_format"}
+    SWITCHES: ClassVar = {"u": "unsafe"}
 
-    def __init__(self) -> None:
-        self.text = ""
-
-    def add(self, text: str) -> None:
-        """One more `-o`. Raises: ProgramError."""
-        commas = len(text) - len(text.rstrip(","))
-        if not text or text.startswith(",") or commas % 2:
-            raise ProgramError(f"Invalid option list: {text}")
-        self.text = f"{self.text},{text}" if self.text else text
-
-    def __bool__(self) -> bool:
-        return bool(self.text)
-
-    @property
-    def asks_help(self) -> bool:
-        """Whether one of the words is `help` or `?`."""
-        return any(word in ("help", "?") for word in self.text.replace(",,", "").split(","))
-
-    def values(self) -> dict[str, str]:
-        """The options, as strings. Raises: OptionError."""
-        from aioblock import parse_keyval
-
-        return dict(parse_keyval(self.text)) if self.text else {}
+    format: str = "raw"
+    backing: str | None = None
+    backing_format: str | None = None
+    unsafe = False
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format, backing, backing_format = "raw", None, None
-    unsafe = quiet = False
-    given = OptionList()
-    options = Options(argv, "F:b:f:o:qu", {"object": "object:"})
-    for option, value in options:
-        if option == "F":
-            backing_format = value
-        elif option == "b":
-            backing = value
-        elif option == "f":
-            format = value
-        elif option == "o":
-            given.add(value)
-        elif option == "q":
-            quiet = True
-        elif option == "u":
-            unsafe = True
-        elif option == "object":
-            define_object(value)
-    operands = options.operands
-    if given.asks_help:
-        return print_option_help(format, operands[0] if operands else None)
+    asked = _Asked(argv)
+    operands = asked.operands
+    if asked.given.asks_help:
+        return print_option_help(asked.format, operands[0] if operands else None)
     if not operands:
         raise usage_error("Expecting image file name")
     size = parse_size_argument("image size", operands[1]) if len(operands) > 1 else None
     if len(operands) > 2:
         raise usage_error(f"Unexpected argument: {operands[2]}")
     name = operands[0]
-    return run(lambda: _create(name, format, given, size, backing, backing_format, unsafe, quiet), fast=False)
+    return run(lambda: _create(asked, name, size), fast=False)
 
 
-async def _create(
-    name: str,
-    format: str,
-    given: OptionList,
-    size: int | None,
-    backing: str | None,
-    backing_format: str | None,
-    unsafe: bool,
-    quiet: bool,
-) -> int:
+async def _create(asked: _Asked, name: str, size: int | None) -> int:
     import aioblock
 
+    format = asked.format
     try:
         known = _creatable(format, name)
-        strings = given.values()
+        strings = asked.given.values()
         if size is not None and "size" in strings:
             raise aioblock.OptionError("The image size must be specified only once")
         values = typed(known, strings)
         names = {option.name for option in known}
-        if backing is not None:
+        if asked.backing is not None:
             if "backing_file" not in names:
                 raise aioblock.OptionError(f"Backing file not supported for file format '{format}'")
-            values["backing_file"] = backing
-        if backing_format is not None:
+            values["backing_file"] = asked.backing
+        if asked.backing_format is not None:
             if "backing_fmt" not in names:
                 raise aioblock.OptionError(f"Backing file format not supported for file format '{format}'")
-            values["backing_fmt"] = backing_format
+            values["backing_fmt"] = asked.backing_format
         if size is not None:
             values["size"] = size
-        await _settle_backing(name, values, unsafe)
+        await _settle_backing(name, values, asked.unsafe)
         if "size" not in values:
             raise aioblock.OptionError("Image creation needs a size parameter")
-        if not quiet:
+        if not asked.quiet:
             print(f"Formatting '{name}', fmt={format} {format_options(known, values)}", flush=True)
         await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL, objects=objects)
     except (OSError, aioblock.BlockError) as error:

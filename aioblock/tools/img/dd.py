@@ -1,25 +1,26 @@
 """`dd`: copy a part of an image into a new one."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from ..program import ProgramError, define_object, error_text, objects, print_error, run
-from .command import MAX_LENGTH, SECTOR, Options, check_image_opts, opened, parse_size_argument
+from ..program import ProgramError, error_text, objects, print_error, run
+from .asked import Asked, long_options
+from .command import MAX_LENGTH, SECTOR, opened, parse_size_argument
 from .create import creation_error
 
 __all__ = ["USAGE", "main"]
 
 USAGE = "[--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output"
 
-_LONG = {"object": "object:", "image-opts": "image-opts", "force-share": "U"}
 _MAX_BLOCK = (1 << 31) - 1
 
 
-class _Asked:
-    """What the command line asks for."""
+class _Asked(Asked):
+    SHORT = "f:O:U"
+    LONG = long_options("object", "image-opts", "force-share")
+    WORDS: ClassVar = {"O": "target_format"}
 
-    format: str | None = None
     target_format = "raw"
-    image_opts = force_share = False
     source: str | None = None
     target: str | None = None
     block = SECTOR
@@ -27,25 +28,14 @@ class _Asked:
     skip = 0
 
     def __init__(self, argv: Sequence[str]) -> None:
-        options = Options(argv, "f:O:U", _LONG)
-        for option, value in options:
-            if option == "f":
-                self.format = value
-            elif option == "O":
-                self.target_format = value
-            elif option == "U":
-                self.force_share = True
-            elif option == "image-opts":
-                self.image_opts = True
-            else:
-                define_object(value)
-        for operand in options.operands:
-            self._take(*operand.partition("="))
+        super().__init__(argv)
+        for operand in self.operands:
+            self._take_operand(*operand.partition("="))
         if self.source is None or self.target is None:
             raise ProgramError("Must specify both input and output files")
-        check_image_opts(self.image_opts, self.format)
+        self.check_format()
 
-    def _take(self, name: str, equals: str, value: str) -> None:
+    def _take_operand(self, name: str, equals: str, value: str) -> None:
         if name == "if" and equals:
             self.source = value
         elif name == "of" and equals:
@@ -72,9 +62,7 @@ async def _copy(asked: _Asked) -> None:
     import aioblock
 
     assert asked.source is not None and asked.target is not None
-    async with opened(
-        asked.source, image_opts=asked.image_opts, format=asked.format, force_share=asked.force_share
-    ) as source:
+    async with opened(asked.source, **asked.how()) as source:
         _check_target(asked.target_format, asked.target)
         # As QEMU has it: the blocks of `count` are those from the beginning of the input on, skipped ones included.
         end = -(-source.length // SECTOR) * SECTOR

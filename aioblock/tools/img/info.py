@@ -1,10 +1,11 @@
 """`info`: what an image says about itself. Starts fast: no numpy, no uvloop."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..program import ProgramError, define_object, error_text, open_image, run
-from .command import SECTOR, Options, check_image_opts, parse_output
+from ..program import ProgramError, error_text, open_image, run
+from .asked import Asked, long_options
+from .command import SECTOR
 from .qjson import to_json
 from .snapshot_list import snapshot_list
 
@@ -15,52 +16,37 @@ __all__ = ["USAGE", "main"]
 
 USAGE = "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename"
 
-_LONG = {
-    "format": "f:",
-    "output": "output:",
-    "backing-chain": "backing-chain",
-    "object": "object:",
-    "image-opts": "image-opts",
-    "force-share": "U",
-}
+
+class _Asked(Asked):
+    SHORT = "f:U"
+    LONG = long_options("format", "output", "object", "image-opts", "force-share", backing_chain="backing-chain")
+    SWITCHES: ClassVar = {"backing-chain": "chain"}
+
+    chain = False
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    json = chain = image_opts = force_share = False
-    options = Options(argv, "f:U", _LONG)
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "U":
-            force_share = True
-        elif option == "output":
-            json = parse_output(value)
-        elif option == "backing-chain":
-            chain = True
-        elif option == "image-opts":
-            image_opts = True
-        elif option == "object":
-            define_object(value)
-    name = options.one_image()
-    check_image_opts(image_opts, format)
-    return run(lambda: _info(name, format, json, chain, image_opts, force_share), fast=False)
+    asked = _Asked(argv)
+    name = asked.one_image()
+    asked.check_format()
+    return run(lambda: _info(asked, name), fast=False)
 
 
-async def _info(name: str, format: str | None, json: bool, chain: bool, image_opts: bool, force_share: bool) -> None:
+async def _info(asked: _Asked, name: str) -> None:
     images: list[ImageInfo] = []
     next_name: str | None = name
+    format, image_opts = asked.format, asked.image_opts
     while next_name is not None:
         if any(image.filename == next_name for image in images):
             raise ProgramError(f"Backing file '{next_name}' creates an infinite loop.")
-        images.append(await _image(next_name, format, image_opts and not images, force_share))
-        next_name, format = images[-1].full_backing_filename, images[-1].backing_format
-        if not chain:
+        images.append(await _image(next_name, format, image_opts, asked.force_share))
+        next_name, format, image_opts = images[-1].full_backing_filename, images[-1].backing_format, False
+        if not asked.chain:
             break
-    if json:
+    if asked.json:
         facts = [image.as_dict() for image in images]
-        print(to_json(facts if chain else facts[0]))
+        print(to_json(facts if asked.chain else facts[0]))
     else:
         print("\n".join(_text(image) for image in images), end="")
 

@@ -5,8 +5,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from ..program import ProgramError, define_object, error_text, run
-from .command import SECTOR, Options, check_image_opts, opened, parse_output, parse_size_argument
+from ..program import ProgramError, error_text, run
+from .asked import Asked, long_options
+from .command import SECTOR, opened, parse_size_argument
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -18,44 +19,32 @@ USAGE = (
     "filename"
 )
 
-_LONG = {
-    "format": "f:",
-    "output": "output:",
-    "object": "object:",
-    "image-opts": "image-opts",
-    "force-share": "U",
-    "start-offset": "s:",
-    "max-length": "l:",
-}
+
+class _Asked(Asked):
+    SHORT = "f:s:l:U"
+    LONG = long_options("format", "output", "object", "image-opts", "force-share", start_offset="s:", max_length="l:")
+
+    start = 0
+    length: int | None = None
+
+    def take(self, option: str, value: str) -> None:
+        if option == "s":
+            self.start = parse_size_argument("start offset", value)
+        elif option == "l":
+            self.length = parse_size_argument("max length", value)
+        else:
+            super().take(option, value)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    json = image_opts = force_share = False
-    start, length = 0, None
-    options = Options(argv, "f:s:l:U", _LONG)
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "U":
-            force_share = True
-        elif option == "output":
-            json = parse_output(value)
-        elif option == "s":
-            start = parse_size_argument("start offset", value)
-        elif option == "l":
-            length = parse_size_argument("max length", value)
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-    name = options.one_image()
-    check_image_opts(image_opts, format)
+    asked = _Asked(argv)
+    name = asked.one_image()
+    asked.check_format()
 
     async def body() -> None:
-        async with opened(name, image_opts=image_opts, format=format, force_share=force_share) as disk:
-            await _map(disk, start, length, json)
+        async with opened(name, **asked.how()) as disk:
+            await _map(disk, asked.start, asked.length, asked.json)
 
     return run(body)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..program import ProgramError, define_object, error_text, objects, print_error, run
-from .command import Options, check_image_opts, opened, parse_output, parse_size_argument
-from .create import OptionList
+from ..program import ProgramError, error_text, objects, print_error, run
+from .asked import Asked, long_options
+from .command import opened, parse_size_argument
 from .qjson import to_json
 from .snapshot_source import opened_at, parse_snapshot
 
@@ -20,62 +20,46 @@ USAGE = (
     "[--size N | [--object objectdef] [--image-opts] [-f fmt] [-l snapshot_param] filename]"
 )
 
-_LONG = {
-    "object": "object:",
-    "image-opts": "image-opts",
-    "output": "output:",
-    "size": "size:",
-    "force-share": "U",
-}
+
+class _Asked(Asked):
+    SHORT = "f:l:o:O:U"
+    LONG = long_options("object", "image-opts", "output", "force-share", size="size:")
+    WORDS: ClassVar = {"O": "output_format"}
+
+    output_format = "raw"
+    size: int | None = None
+    snapshot: str | dict[str, str] | None = None
+
+    def take(self, option: str, value: str) -> None:
+        if option == "l":
+            self.snapshot = parse_snapshot(value)
+        elif option == "size":
+            self.size = parse_size_argument("image size", value)
+        else:
+            super().take(option, value)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    output_format = "raw"
-    size: int | None = None
-    snapshot: str | dict[str, str] | None = None
-    json = image_opts = force_share = False
-    given = OptionList()
-    options = Options(argv, "f:l:o:O:U", _LONG)
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "l":
-            snapshot = parse_snapshot(value)
-        elif option == "o":
-            given.add(value)
-        elif option == "O":
-            output_format = value
-        elif option == "U":
-            force_share = True
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-        elif option == "output":
-            json = parse_output(value)
-        elif option == "size":
-            size = parse_size_argument("image size", value)
-    if len(options.operands) > 1:
+    asked = _Asked(argv)
+    if len(asked.operands) > 1:
         raise ProgramError("At most one filename argument is allowed.")
-    name = options.operands[0] if options.operands else None
-    if name is None and (image_opts or format is not None or snapshot is not None):
+    name = asked.operands[0] if asked.operands else None
+    if name is None and (asked.image_opts or asked.format is not None or asked.snapshot is not None):
         raise ProgramError("--image-opts, -f, and -l require a filename argument.")
-    if name is None and size is None:
+    if name is None and asked.size is None:
         raise ProgramError("Either --size N or one filename must be specified.")
-    if name is not None and size is not None:
+    if name is not None and asked.size is not None:
         raise ProgramError("--size N cannot be used together with a filename.")
-    check_image_opts(image_opts, format)
+    asked.check_format()
 
     async def body() -> int:
         if name is None:
-            found = await _measured(output_format, given, size, None)
+            found = await _measured(asked, None)
         else:
-            how = {"image_opts": image_opts, "format": format, "force_share": force_share}
-            async with _source(name, snapshot, how) as disk:
-                found = await _measured(output_format, given, None, disk)
-        _print(found, json)
+            async with _source(name, asked.snapshot, asked.how()) as disk:
+                found = await _measured(asked, disk)
+        _print(found, asked.json)
         return 0
 
     return run(body, fast=False)
@@ -87,14 +71,15 @@ def _source(
     return opened(name, **how) if snapshot is None else opened_at(name, snapshot, **how)
 
 
-async def _measured(format: str, given: OptionList, size: int | None, source: "BlockBackend | None") -> "Measurement":
+async def _measured(asked: _Asked, source: "BlockBackend | None") -> "Measurement":
     """Raises: ProgramError."""
     import aioblock
 
+    format = asked.output_format
     if format not in aioblock.driver_names():
         raise ProgramError(f"Unknown file format '{format}'")
     try:
-        return await aioblock.measure(format, given.values(), size=size, source=source, objects=objects)
+        return await aioblock.measure(format, asked.given.values(), size=asked.size, source=source, objects=objects)
     except aioblock.OptionError as error:
         message = error_text(error)
         if not message.startswith("Invalid parameter "):

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..program import CACHE_MODES, ProgramError, define_object, error_text, open_image, run
-from .command import Options, check_image_opts, opened, usage_error
+from ..program import CACHE_MODES, ProgramError, error_text, open_image, run
+from .asked import Asked, long_options
+from .command import opened, usage_error
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -18,34 +19,23 @@ USAGE = (
     "[-F backing_fmt] filename"
 )
 
-_LONG = {"object": "object:", "image-opts": "image-opts", "force-share": "U"}
 
+class _Asked(Asked):
+    SHORT = "f:F:b:upt:T:qU"
+    LONG = long_options("object", "image-opts", "force-share")
+    WORDS: ClassVar = {"F": "backing_format", "b": "backing"}
+    SWITCHES: ClassVar = {"u": "unsafe"}
 
-class _Asked:
-    """What the command line asks for."""
-
-    format: str | None = None
-    cache = "writeback"
-    source_cache = "writeback"
     backing: str | None = None
     backing_format: str | None = None
-    image_opts = force_share = shown = quiet = unsafe = False
+    unsafe = False
 
     def __init__(self, argv: Sequence[str]) -> None:
-        words = {"f": "format", "F": "backing_format", "b": "backing", "t": "cache", "T": "source_cache"}
-        switches = {"p": "shown", "q": "quiet", "u": "unsafe", "U": "force_share", "image-opts": "image_opts"}
-        options = Options(argv, "f:F:b:upt:T:qU", _LONG)
-        for option, value in options:
-            if option in words:
-                setattr(self, words[option], value)
-            elif option in switches:
-                setattr(self, switches[option], True)
-            else:
-                define_object(value)
-        self.name = options.one_image()
+        super().__init__(argv)
+        self.name = self.one_image()
         if not self.unsafe and self.backing is None:
             raise usage_error("Must specify backing file (-b) or use unsafe mode (-u)")
-        check_image_opts(self.image_opts, self.format)
+        self.check_format()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,11 +1,11 @@
 """`resize`: make the disk of an image larger or smaller."""
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ..program import ProgramError, define_object, error_text, print_error, run
-from .command import Options, check_image_opts, opened, usage_error
+from ..program import ProgramError, error_text, print_error, run
+from .asked import Asked, long_options
+from .command import opened, usage_error
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -14,49 +14,41 @@ __all__ = ["USAGE", "main"]
 
 USAGE = "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size"
 
-_LONG = {
-    "object": "object:",
-    "image-opts": "image-opts",
-    "preallocation": "preallocation:",
-    "shrink": "shrink",
-}
+
+class _Asked(Asked):
+    SHORT = "f:q"
+    LONG = long_options("object", "image-opts", preallocation="preallocation:", shrink="shrink")
+    SWITCHES: ClassVar = {"shrink": "shrink"}
+
+    prealloc = "off"
+    shrink = False
+
+    def take(self, option: str, value: str) -> None:
+        if option != "preallocation":
+            super().take(option, value)
+            return
+        if value not in ("off", "metadata", "falloc", "full"):
+            raise ProgramError(f"Invalid preallocation mode '{value}'")
+        self.prealloc = value
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    format: str | None = None
-    prealloc = "off"
-    shrink = quiet = image_opts = False
     # The last word is the size, also where it begins with a minus and looks like options.
     if len(argv) < 2:
         raise usage_error("Not enough arguments")
-    options = Options(argv[:-1], "f:q", _LONG)
-    for option, value in options:
-        if option == "f":
-            format = value
-        elif option == "q":
-            quiet = True
-        elif option == "object":
-            define_object(value)
-        elif option == "image-opts":
-            image_opts = True
-        elif option == "preallocation":
-            if value not in ("off", "metadata", "falloc", "full"):
-                raise ProgramError(f"Invalid preallocation mode '{value}'")
-            prealloc = value
-        elif option == "shrink":
-            shrink = True
-    if len(options.operands) != 1:
+    asked = _Asked(argv[:-1])
+    if len(asked.operands) != 1:
         raise usage_error("Expecting image file name and size")
-    name = options.operands[0]
-    check_image_opts(image_opts, format)
+    name = asked.operands[0]
+    asked.check_format()
     sign, size = _parse(argv[-1])
 
     async def body() -> int:
-        async with opened(name, image_opts=image_opts, format=format, writable=True, resize=True) as disk:
+        async with opened(name, writable=True, resize=True, **asked.how()) as disk:
             length = disk.length + sign * size if sign else size
-            await _resize(disk, length, prealloc, shrink)
-        if not quiet:
+            await _resize(disk, length, asked.prealloc, asked.shrink)
+        if not asked.quiet:
             print("Image resized.")
         return 0
 
@@ -84,23 +76,16 @@ def _parse(text: str) -> tuple[int, int]:
 
 async def _resize(disk: "BlockBackend", length: int, prealloc: str, shrink: bool) -> None:
     """Set the length. Raises: ProgramError."""
-    from aioblock import BlockError, Prealloc
+    from aioblock import BlockError, OptionError, resize
 
-    if length <= 0:
-        raise ProgramError("New image size must be positive")
-    mode: Prealloc = Prealloc(prealloc)
-    if length <= disk.length and mode is not Prealloc.OFF:
-        raise ProgramError("Preallocation can only be used for growing images")
-    if length < disk.length and not shrink:
+    try:
+        await resize(disk, length, shrink=shrink, prealloc=prealloc)
+    except (OSError, BlockError) as error:
+        if not isinstance(error, OptionError) or error.option != "shrink":
+            raise ProgramError(error_text(error)) from error
         print_error("Use the --shrink option to perform a shrink operation.")
         print_error(
             "warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such "
             "an operation, make sure there is no important data there."
         )
-        sys.stderr.flush()
-        raise ProgramError("")
-    try:
-        await disk.truncate(length, prealloc=mode)
-        await disk.flush()
-    except (OSError, BlockError) as error:
-        raise ProgramError(error_text(error)) from error
+        raise ProgramError("") from error

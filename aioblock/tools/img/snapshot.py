@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..program import ProgramError, define_object, error_text, print_error, run
-from .command import Options, opened, usage_error
+from ..program import ProgramError, error_text, print_error, run
+from .asked import Asked, long_options
+from .command import opened, usage_error
 from .snapshot_list import snapshot_list
 
 if TYPE_CHECKING:
@@ -14,39 +15,38 @@ __all__ = ["USAGE", "main"]
 
 USAGE = "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename"
 
-_LONG = {"object": "object:", "image-opts": "image-opts", "force-share": "U"}
+
+class _Asked(Asked):
+    SHORT = "la:c:d:qU"
+    LONG = long_options("object", "image-opts", "force-share")
+
+    action = name = ""
+
+    def take(self, option: str, value: str) -> None:
+        if option not in ("l", "a", "c", "d"):
+            super().take(option, value)
+            return
+        if self.action:
+            raise usage_error("Cannot mix '-l', '-a', '-c', '-d'")
+        self.action, self.name = option, value
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the subcommand. Raises: ProgramError."""
-    action = name = ""
-    image_opts = force_share = False
-    options = Options(argv, "la:c:d:qU", _LONG)
-    for option, value in options:
-        if option in ("l", "a", "c", "d"):
-            if action:
-                raise usage_error("Cannot mix '-l', '-a', '-c', '-d'")
-            action, name = option, value
-        elif option == "U":
-            force_share = True
-        elif option == "image-opts":
-            image_opts = True
-        elif option == "object":
-            define_object(value)
-    filename = options.one_image()
-    writable = action not in ("", "l")
+    asked = _Asked(argv)
+    filename = asked.one_image()
+    writable = asked.action not in ("", "l")
 
     async def body() -> None:
         async with opened(
             filename,
-            image_opts=image_opts,
             writable=writable,
-            resize=action == "a",
-            force_share=force_share,
+            resize=asked.action == "a",
             metadata_only=not writable,
             discard="unmap" if writable else "ignore",
+            **asked.how(),
         ) as disk:
-            await _act(disk, action, name)
+            await _act(disk, asked.action, asked.name)
 
     return run(body, fast=False)
 
