@@ -68,8 +68,7 @@ class InnerName(NamedTuple):
     """The format that the image claims for it; None: the image does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class CreateOption:
+class CreateOption(NamedTuple):
     """One option of `create`, for checking, for defaults and for help texts.
 
     `kind` is one of "size", "int", "bool", "str". `help` is one line, without a full stop.
@@ -88,8 +87,7 @@ class CreateOption:
 SIZE_OPTION: Final = CreateOption("size", "size", "Virtual disk size")
 
 
-@dataclass(slots=True)
-class DriverInfo:
+class DriverInfo(NamedTuple):
     """What a driver tells about its image beyond its length. Sizes in bytes."""
 
     cluster_size: int | None = None
@@ -169,8 +167,7 @@ class CheckResult:
     findings: list[CheckFinding] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
+class SnapshotInfo(NamedTuple):
     """One internal snapshot of an image. Sizes in bytes; bytes that are not UTF-8 are surrogates in names."""
 
     id: str

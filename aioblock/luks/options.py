@@ -5,7 +5,9 @@ from typing import Final
 from aioblock.core.images import CreateOption
 from aioblock.core.secrets import Secret
 
-__all__ = ["AMEND_OPTIONS", "CREATE_OPTIONS"]
+__all__ = ["AMEND_OPTIONS", "CREATE_OPTIONS", "prefixed"]
+
+_ITER_TIME: Final = CreateOption("iter-time", "int", "Time to spend in PBKDF in milliseconds")
 
 CREATE_OPTIONS: Final = (
     CreateOption("key-secret", "str", "ID of the secret that provides the keyslot passphrase", names=Secret),
@@ -14,7 +16,7 @@ CREATE_OPTIONS: Final = (
     CreateOption("ivgen-alg", "str", "Name of IV generator algorithm"),
     CreateOption("ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
     CreateOption("hash-alg", "str", "Name of encryption hash algorithm"),
-    CreateOption("iter-time", "int", "Time to spend in PBKDF in milliseconds"),
+    _ITER_TIME,
 )
 """The options of a new volume, in the order in which `qemu-img create` shows them."""
 
@@ -25,5 +27,10 @@ AMEND_OPTIONS: Final = (
     CreateOption(
         "new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase", names=Secret
     ),
-    CreateOption("iter-time", "int", "Time to spend in PBKDF in milliseconds"),
+    _ITER_TIME,
 )
+
+
+def prefixed(options: tuple[CreateOption, ...]) -> tuple[CreateOption, ...]:
+    """The same of a format that may hold a volume, where their names begin with `encrypt.`."""
+    return tuple(option._replace(name=f"encrypt.{option.name}") for option in options)
