@@ -5,11 +5,12 @@ writes). A sector is written whole or not at all, so everything that counts is s
 sector; what lies behind it is written before, where the header of that moment does not look:
 
     the new name, where neither the old name nor the extensions are => the first sector, with the extensions that matter
-    => the rest of the feature name table, behind them              => the first sector, with that table
+    => what lies behind the first sector once the feature name      => the first sector, with that table
+       table stands among them
 
-The table of feature names says nothing that a program needs, so it comes last, and may be missing for a moment. Where
-the extensions that matter do not fit into the first sector, or a cluster has no room for the old and the new name side
-by side, the sectors are written from the last to the first, and a cut may leave a header of both.
+The table of feature names says nothing that a program needs, so it may be missing for a moment: without it what matters
+fits into the first sector. Where it does not, or a cluster has no room for the old and the new name side by side, the
+sectors are written from the last to the first, and a cut may leave a header of both.
 """
 
 from collections.abc import Callable
@@ -57,13 +58,12 @@ async def update_header(image: "Image", change: Callable[[Header], None]) -> Non
 def header_steps(before: bytes, new: Header) -> list[tuple[int, bytes]]:
     """The writes that turn the header in the first cluster `before` into `new`: offset and bytes, flushed in between.
 
-    The offset and size of the name are set in `new`, and the feature name table is put behind the other extensions, or
-    left out where it does not fit. Raises: OptionError.
+    The offset and size of the name are set in `new`, and the feature name table is left out where it does not fit.
+    Raises: OptionError.
     """
-    table = [extension for extension in new.extensions if extension.type == ext.FEATURE_NAMES]
     vital = [extension for extension in new.extensions if extension.type != ext.FEATURE_NAMES]
-    for extensions in (vital + table, vital) if table else (vital,):
-        steps = _steps(before, new, extensions, len(vital))
+    for extensions in (new.extensions, vital) if len(vital) < len(new.extensions) else (vital,):
+        steps = _steps(before, new, extensions, vital)
         if steps is not None:
             return steps
     new.extensions = vital
@@ -71,21 +71,23 @@ def header_steps(before: bytes, new: Header) -> list[tuple[int, bytes]]:
     return [(0, whole[:SECTOR])] if len(whole) == SECTOR else [(SECTOR, whole[SECTOR:]), (0, whole[:SECTOR])]
 
 
-def _steps(before: bytes, new: Header, extensions: list[ext.Extension], vital: int) -> list[tuple[int, bytes]] | None:
-    """The steps, or None where there is no room for them."""
+def _steps(
+    before: bytes, new: Header, extensions: list[ext.Extension], vital: list[ext.Extension]
+) -> list[tuple[int, bytes]] | None:
+    """The steps to a header with `extensions`, of which `vital` matter, or None where there is no room for them."""
     size = len(before)
     new.extensions = extensions
     try:
         serialise(new)  # sets the length of the header, and where the name lies if it follows the extensions
     except OptionError:
-        if len(extensions) > vital:
+        if len(extensions) > len(vital):
             return None
         raise
     end = new.header_length + len(ext.serialise_extensions(extensions))
     name = (new.backing_file or "").encode("utf-8", "surrogateescape")
     if max(end, new.backing_file_offset + len(name)) <= SECTOR:
         return [(0, _first_sector(new, extensions, name))]
-    if new.header_length + len(ext.serialise_extensions(extensions[:vital])) > SECTOR:
+    if new.header_length + len(ext.serialise_extensions(vital)) > SECTOR:
         return None
     steps = []
     if name:
@@ -98,7 +100,7 @@ def _steps(before: bytes, new: Header, extensions: list[ext.Extension], vital: i
             steps.append((place, name))
     behind = ext.serialise_extensions(extensions)[max(SECTOR - new.header_length, 0) :]
     if behind and before[SECTOR : SECTOR + len(behind)] != behind:
-        steps.append((0, _first_sector(new, extensions[:vital], b"")))
+        steps.append((0, _first_sector(new, vital, b"")))
         steps.append((SECTOR, behind))
     steps.append((0, _first_sector(new, extensions, b"")))
     return steps
