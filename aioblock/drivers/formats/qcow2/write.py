@@ -1,9 +1,10 @@
 """Write: in place where the clusters belong to this image state alone, else into newly allocated ones.
 
-An allocating write handles, in one step, adjoining guest clusters that need the same: *new* host clusters, or the host
-clusters that they *keep* although nothing of them is used yet (preallocated zeroes, extended entries). It fills what
-the guest does not write, to the boundaries of the (sub)clusters it touches, with what the guest sees there now; head,
-data and tail are one write where that is cheap. Only when all of this is in the file the L2 entries in memory are set.
+An allocating write handles, in one step, adjoining guest clusters that need the same: *new* host clusters, or the
+adjoining host clusters that they *keep*, although not all of them is used yet (preallocated zeroes, extended entries).
+It fills what the guest does not write, to the boundaries of the (sub)clusters it touches, with what the guest sees
+there now; head, data and tail are one write where that is cheap. Only when all of this is in the file the L2 entries in
+memory are set.
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,8 +17,11 @@ from aioblock.drivers.formats.qcow2.entries import (
     OFLAG_COMPRESSED,
     OFLAG_COPIED,
     SUBCLUSTERS,
+    UNALLOCATED_ALLOC,
+    ZERO_ALLOC,
 )
 from aioblock.drivers.formats.qcow2.mapping import (
+    Run,
     cluster_entry,
     find_run,
     release_entry,
@@ -34,6 +38,10 @@ __all__ = ["write"]
 
 MERGE_BYTES: Final = 1 << 20
 """Head, data and tail are copied together, to be one write, up to this many bytes."""
+
+
+KEPT: Final = frozenset((ZERO_ALLOC, UNALLOCATED_ALLOC))
+"""Kinds that have a host cluster, and no data in it."""
 
 
 async def write(image: "Image", offset: int, data: memoryview) -> None:
@@ -54,7 +62,7 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
             await event.wait()
             continue
         run = find_run(image, table, offset, len(data))
-        if run.kind == NORMAL and run.copied:
+        if run.kind == NORMAL and run.copied and not _goes_on(image, table, offset, run, len(data)):
             done = run.nbytes
             if not image.external:
                 first = run.host >> image.cluster_bits
@@ -64,6 +72,15 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
             done = await _write_allocating(image, table, offset, data)
         offset += done
         data = data[done:]
+
+
+def _goes_on(image: "Image", table: "CachedTable", offset: int, run: Run, nbytes: int) -> bool:
+    """Whether the range goes on behind a run of data with host clusters that adjoin it, and have no data yet."""
+    behind = offset + run.nbytes
+    if run.nbytes == nbytes or behind >> image.table_shift != table.index:
+        return False
+    found = find_run(image, table, behind, 1)
+    return found.kind in KEPT and found.copied and found.host == run.host + run.nbytes
 
 
 class _Plan(NamedTuple):
@@ -102,7 +119,6 @@ def _plan(image: "Image", table: "CachedTable", offset: int, nbytes: int) -> _Pl
     first = offset >> image.cluster_bits
     stop = min((offset + nbytes - 1 >> image.cluster_bits) + 1, (first | image.l2_mask) + 1)
     entries: list[tuple[int, int]] = []
-    full = (1 << image.subclusters) - 1
     kept: int | None = None
     for cluster in range(first, stop):
         if cluster in image.allocating:
@@ -113,14 +129,9 @@ def _plan(image: "Image", table: "CachedTable", offset: int, nbytes: int) -> _Pl
         keeps = entry & OFFSET_MASK if own else None
         if not entries:
             kept = keeps
-        elif own:
-            if bitmap & full == full or kept is None or keeps != kept + (cluster - first << image.cluster_bits):
-                break
-        elif kept is not None:
+        elif keeps != (None if kept is None else kept + (cluster - first << image.cluster_bits)):
             break
         entries.append((entry, bitmap))
-        if image.extended and own:
-            break  # some of its subclusters may be in use: such a cluster comes alone
     if kept is not None and not image.external:
         image.check_not_metadata(kept >> image.cluster_bits, len(entries))
     return _Plan(range(first, first + len(entries)), entries, kept)

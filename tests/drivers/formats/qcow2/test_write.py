@@ -81,6 +81,28 @@ async def test_adjoining_clusters_are_allocated_and_written_at_once() -> None:
         assert [len(record.data) for record in disk.changes()] == [4 << 20]
 
 
+@pytest.mark.parametrize("options", [{}, {"extended_l2": True}], ids=str)
+async def test_data_and_preallocated_zeroes_that_adjoin_are_written_at_once(options: dict[str, bool]) -> None:
+    disk = RecordedDisk(await new_image(1 << 20, **options))
+    async with await open_disk(disk) as image:
+        await image.pwrite(0, b"a" * 327_680)
+        await image.pwrite_zeroes(65536, 65536)
+        await image.pwrite_zeroes(196_608, 65536)
+        await image.flush()
+        before = [entry[0] & ~1 for entry in host_entries(disk.content()).values()]
+        disk.records.clear()
+        await image.pwrite(1000, b"b" * 300_000)  # data, zeroes, data, zeroes, data
+        assert [len(record.data) for record in disk.changes()] == [300_000]
+        assert await image.pread(0, 1 << 20) == b"a" * 1000 + b"b" * 300_000 + b"a" * 26_680 + bytes(720_896)
+        await image.flush()
+        assert [entry[0] for entry in host_entries(disk.content()).values()] == before
+        await image.pwrite_zeroes(65536, 131_072)
+        disk.records.clear()
+        await image.pwrite(0, b"c" * 100_000)  # data, a part of the zeroes
+        assert [len(record.data) for record in disk.changes()] == [100_352 if options else 131_072]
+        assert await image.pread(65536, 131_072) == b"c" * 34_464 + bytes(96_608)
+
+
 async def test_what_lies_behind_the_end_of_the_disk_is_written_as_zeroes() -> None:
     disk, below = RecordedDisk(await new_image(66_048)), RecordedDisk(b"b" * 200_704)
     async with await open_disk(disk, backing=below) as image:
