@@ -134,6 +134,8 @@ async def _copy_on_read(node: BlockNode, offset: int, buffer: memoryview, how: i
 
 async def _write_unchanged(node: BlockNode, offset: int, data: memoryview, how: int) -> None:
     """Store what this range reads as anyway. It is entered already, as serialising."""
+    if node.debugger is not None:
+        await node.debugger.event("cor_write")
     if not how & REQ_ZEROES_AS_DATA and is_zero(data):
         await zero_within(node, offset, len(data), 0)
     else:

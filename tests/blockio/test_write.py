@@ -190,7 +190,6 @@ async def test_plain_writes_do_not_wait_for_each_other_and_serialising_ones_do()
         plain = [asyncio.create_task(disk.pwrite(0, pattern(512, at))) for at in range(2)]
         await until(lambda: len(script.held) == 2)
         alone = asyncio.create_task(disk.pwrite(0, pattern(512, 2), REQ_SERIALISING))
-        after = asyncio.create_task(disk.pwrite(0, pattern(512, 3)))
         for _ in range(5):
             await asyncio.sleep(0)
         assert len(script.held) == 2
@@ -198,6 +197,9 @@ async def test_plain_writes_do_not_wait_for_each_other_and_serialising_ones_do()
             script.release(call)
         await until(lambda: script.held)
         await asyncio.gather(*plain)
+        after = asyncio.create_task(disk.pwrite(0, pattern(512, 3)))
+        for _ in range(5):
+            await asyncio.sleep(0)
         assert len(script.held) == 1 and not after.done()
         script.release(script.held[0])
         await alone

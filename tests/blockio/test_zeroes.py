@@ -171,12 +171,15 @@ async def test_it_waits_for_what_is_in_flight_there_and_others_wait_for_it() -> 
     script = Script(64 * K, content=pattern(64 * K, 1), limits={"pwrite_zeroes_alignment": 4 * K})
     async with opened(script, writable=True) as disk:
         script.hold("preadv")
+        script.hold("pwrite_zeroes")
         reading = asyncio.create_task(disk.pread(0, 10))  # in the unit that may be given back
         await until(lambda: script.held)
         zeroing = asyncio.create_task(disk.pwrite_zeroes(2 * K, 2 * K))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not zeroed(script)
+        script.release(script.held[0])
+        await until(lambda: script.held)
         writing = asyncio.create_task(disk.pwrite(K, b"new"))
         for _ in range(5):
             await asyncio.sleep(0)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from aioblock.core.requests import RequestQueue
+from aioblock.core.requests import PASSED_AT_MOST, RequestQueue
 from tests.kit.watching import until
 
 
@@ -90,22 +90,41 @@ async def test_an_empty_range_overlaps_nothing() -> None:
     await _over(one, other)
 
 
-async def test_first_come_first_served_behind_a_serialising_one() -> None:
+async def test_one_that_waits_lets_later_ones_pass() -> None:
     queue = RequestQueue()
     first = Client(queue, 0, 10, serialising=False)
     await _turns()
     second = Client(queue, 0, 20, serialising=True)
     await _turns()
-    third = Client(queue, 15, 20, serialising=False)  # overlaps only the one that still waits
+    third = Client(queue, 15, 20, serialising=False)  # overlaps only the one that waits
     await _turns()
-    assert [client.state for client in (first, second, third)] == ["running", "waiting", "waiting"]
+    assert [client.state for client in (first, second, third)] == ["running", "waiting", "running"]
     await _over(first)
     await _turns()
-    assert [client.state for client in (second, third)] == ["running", "waiting"]
+    assert second.state == "waiting"
+    await _over(third)
+    await _turns()
+    assert second.state == "running"
+    await _over(second)
+
+
+async def test_one_that_waits_is_passed_only_so_often() -> None:
+    queue = RequestQueue()
+    first = Client(queue, 0, 10, serialising=True)
+    await _turns()
+    second = Client(queue, 0, 20, serialising=True)
+    await _turns()
+    later = [Client(queue, 10, 20, serialising=False) for _ in range(PASSED_AT_MOST + 2)]
+    await _turns()
+    assert [client.state for client in later] == ["running"] * PASSED_AT_MOST + ["waiting"] * 2
+    await _over(first, *later[:PASSED_AT_MOST])
+    await _turns()
+    assert (second.state, later[-2].state, later[-1].state) == ("running", "waiting", "waiting")
     await _over(second)
     await _turns()
-    assert third.state == "running"
-    await _over(third)
+    assert [client.state for client in later[PASSED_AT_MOST:]] == ["running"] * 2
+    await _over(*later[PASSED_AT_MOST:])
+    assert not queue.serialising and not queue._waiting and not queue._passed
 
 
 async def test_a_cancelled_waiter_lets_those_behind_it_go_on() -> None:
@@ -114,12 +133,15 @@ async def test_a_cancelled_waiter_lets_those_behind_it_go_on() -> None:
     await _turns()
     second = Client(queue, 0, 20, serialising=True)
     await _turns()
+    between = [Client(queue, 10, 20, serialising=False) for _ in range(PASSED_AT_MOST)]
+    await _turns()
     third = Client(queue, 15, 20, serialising=False)
     await _turns()
+    assert third.state == "waiting"
     second.task.cancel()
     await until(lambda: third.state == "running")
     assert first.state == "running"
-    await _over(first, third)
+    await _over(first, third, *between)
     assert not queue.serialising
 
 
@@ -158,7 +180,7 @@ async def test_idle_waits_for_all_and_also_for_those_that_came_meanwhile() -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 async def test_random_requests_against_a_model(seed: int) -> None:
-    """A request waits exactly if an earlier overlapping one is in flight, and one of the two is serialising."""
+    """A request waits exactly if it has a reason: see `_must_wait`."""
     choose = random.Random(seed)
     queue = RequestQueue()
     live: list[Client] = []
@@ -177,7 +199,7 @@ async def test_random_requests_against_a_model(seed: int) -> None:
         if choose.random() < 0.5:
             live = await _settled(queue, live)
     await _over(*live)
-    assert len(queue) == 0 and not queue.serialising and not queue._waiting
+    assert len(queue) == 0 and not queue.serialising and not queue._waiting and not queue._passed
 
 
 async def _settled(queue: RequestQueue, live: list[Client]) -> list[Client]:
@@ -185,19 +207,32 @@ async def _settled(queue: RequestQueue, live: list[Client]) -> list[Client]:
     for _ in range(10 + 5 * len(live)):
         await asyncio.sleep(0)
         live = [client for client in live if not client.task.done()]
-        if all(client.state == ("waiting" if _must_wait(client, live) else "running") for client in live) and not any(
-            client.state == "running" and client.finish.done() for client in live
-        ):
+        for client in live:
+            assert client.state != "running" or not _excluded(client, live), "two that exclude each other run"
+        if all(
+            client.state
+            == ("running" if client.state == "running" or not _must_wait(queue, client, live) else "waiting")
+            for client in live
+        ) and not any(client.state == "running" and client.finish.done() for client in live):
             assert len(queue) == len(live)
             return live
-        for client in live:
-            assert client.state != "running" or not _must_wait(client, live), "two that exclude each other run"
     raise AssertionError(f"somebody was forgotten: {queue}")
 
 
-def _must_wait(client: Client, live: list[Client]) -> bool:
-    return any(
-        other.ticket < client.ticket and other.overlaps(client) and (other.serialising or client.serialising)
+def _excludes(client: Client, other: Client) -> bool:
+    return other is not client and other.overlaps(client) and (other.serialising or client.serialising)
+
+
+def _excluded(client: Client, live: list[Client]) -> bool:
+    return any(other.state == "running" and _excludes(client, other) for other in live)
+
+
+def _must_wait(queue: RequestQueue, client: Client, live: list[Client]) -> bool:
+    """Another one runs that excludes it, or waits, came before, and has been passed often enough."""
+    return _excluded(client, live) or any(
+        other.state == "waiting"
+        and other.ticket < client.ticket
+        and _excludes(client, other)
+        and queue._passed[other.ticket] >= PASSED_AT_MOST
         for other in live
-        if other.ticket >= 0 and other.state != "over"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from aioblock.base.errors import NotSupported
+from aioblock.base.errors import NotSupported, PermissionConflict
 from aioblock.base.flags import REQ_COPY_ON_READ
 from aioblock.core.filter import FilterDriver
 from aioblock.core.images import Role
@@ -24,10 +24,16 @@ class CopyOnReadDriver(FilterDriver):
 
     @classmethod
     async def open(cls, context: "OpenContext") -> Self:
-        """Option: `file`, the image. `bottom`, which would end the copying at a layer, is not supported."""
+        """Option: `file`, the image, which must be writable. `bottom`, which would end the copying early, is not built.
+
+        Raises: PermissionConflict; NotSupported.
+        """
         if context.options.take("bottom") is not None:
             raise NotSupported("copy-on-read: the option 'bottom' is not supported")
-        return cls(await context.open_child(Role.FILE))
+        image = await context.open_child(Role.FILE)
+        if image.node.read_only:
+            raise PermissionConflict("Block node is read-only", node=image.node.name, filename=image.node.filename)
+        return cls(image)
 
     def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:
         """Read, and let the child keep what came from below it."""

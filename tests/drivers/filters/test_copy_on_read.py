@@ -2,7 +2,7 @@
 
 import pytest
 
-from aioblock.base.errors import NotSupported
+from aioblock.base.errors import NotSupported, PermissionConflict
 from aioblock.base.flags import (
     OFFSET_VALID,
     RAW,
@@ -41,3 +41,10 @@ async def test_all_verbs() -> None:
 async def test_bottom_is_refused() -> None:
     with pytest.raises(NotSupported, match="bottom"):
         await open_driver(CopyOnReadDriver, {"bottom": "node"}, children={Role.FILE: MemoryIO()})
+
+
+async def test_an_image_that_cannot_be_written_is_refused() -> None:
+    child = MemoryIO(bytes(8192))
+    child.node.read_only = True
+    with pytest.raises(PermissionConflict, match="read-only"):
+        await open_driver(CopyOnReadDriver, children={Role.FILE: child})

@@ -1,0 +1,46 @@
+"""Images as the commands see them: made of whole sectors, also where the file of a raw image ends within one.
+
+Behind the end of the last sector's bytes lie zeroes. A write there makes the image longer, up to the end of the sector.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend
+
+__all__ = ["SECTOR", "complete_sector", "length_of", "read_into", "whole"]
+
+SECTOR = 512
+
+
+def whole(nbytes: int) -> int:
+    """`nbytes` in whole sectors, rounded up."""
+    return -(-nbytes // SECTOR) * SECTOR
+
+
+async def length_of(disk: "BlockBackend") -> int:
+    """The length in bytes, in whole sectors. Raises: OSError."""
+    return whole(await disk.getlength())
+
+
+async def read_into(disk: "BlockBackend", offset: int, data: bytearray) -> None:
+    """Fill `data` from `offset`. Raises: OSError (EIO past the last sector); BlockError."""
+    end = offset + len(data)
+    length = await disk.getlength()
+    if end <= length or end > whole(length):
+        await disk.readinto(offset, data)
+        return
+    inside = max(length - offset, 0)
+    with memoryview(data) as view:
+        await disk.readinto(offset, view[:inside]) if inside else None
+        view[inside:] = bytes(len(data) - inside)
+
+
+async def complete_sector(disk: "BlockBackend", offset: int, nbytes: int) -> None:
+    """Before a request that changes a range: make the image longer where the range ends in its last sector.
+
+    Raises: OSError, BlockError.
+    """
+    length = disk.length
+    if length % SECTOR and length < offset + nbytes <= whole(length):
+        await disk.truncate(whole(length), exact=False)
