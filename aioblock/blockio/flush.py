@@ -42,8 +42,8 @@ async def _flush_now(node: BlockNode) -> None:
         await node.driver.flush()
         if below is not None:
             await below.event("flush_to_disk")
-        for role, child in node.children.items():
-            if role is not Role.BACKING and not child.node.read_only:
+        for child in node.children.values():
+            if child.role not in (Role.BACKING, Role.CHILDREN) and not child.node.read_only:
                 await flush(child.node)
     except OSError as error:
         state.error = state.error or error

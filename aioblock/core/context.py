@@ -66,10 +66,11 @@ class OpenContext(ABC):
 
     @abstractmethod
     async def open_child(
-        self, role: Role, filename: str | None = None, *, perm: int = 0, unshared: int = 0
+        self, role: Role, filename: str | None = None, *, number: int | None = None, perm: int = 0, unshared: int = 0
     ) -> "BlockIO":
         """Open the child that the options describe under the role's name (`file`, `data-file` ...), and attach it.
 
+        `number`: which of several of that role it is, described under `children.0` and so on.
         `filename`: its name as the caller of the graph gave it; options under the role's name are laid over it.
         `perm`, `unshared`: PERM_* bits that are asked for, and not shared, beside those that follow from the parents.
         Raises: OptionError where the options name none; what opening it raises.

@@ -148,7 +148,8 @@ class BlockDriver(ABC):
     async def flush(self) -> None:
         """Write back what this driver holds in memory, in order; protocols: put it on stable storage.
 
-        The generic code flushes the writable children afterwards, and merges concurrent flushes. Without it: nothing.
+        The generic code flushes the writable children afterwards (but not those of the role CHILDREN), and merges
+        concurrent flushes. Without it: nothing.
         A driver whose order of writes needs it flushes a child itself, in between.
         """
 

@@ -41,6 +41,8 @@ class Role(StrEnum):
     """`blkverify`: what is compared with that."""
     LOG = "log"
     """`blklogwrites`: where the log is written."""
+    CHILDREN = "children"
+    """`quorum`: one of several, `children.0` and so on, whose failures the parent weighs itself."""
 
     @property
     def is_primary(self) -> bool:

@@ -129,7 +129,8 @@ class BlockNode:
         self.backing: Edge | None = None
         self.backing_name: InnerName | None = None
         """The backing file as the image names it."""
-        self.children: dict[Role, Edge] = {}
+        self.children: dict[str, Edge] = {}
+        """By role; where there are several of one, `children.0` and so on."""
         self.parents: list[Edge] = []
         self.gates: list[Gate] = []
         """Of the backends whose root this node is."""

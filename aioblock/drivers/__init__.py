@@ -23,6 +23,7 @@ _TABLE = (
     ("copy-on-read", "filter", "aioblock.drivers.filters.copy_on_read", "CopyOnReadDriver"),
     ("luks", "format", "aioblock.drivers.formats.luks", "LuksDriver"),
     ("preallocate", "filter", "aioblock.drivers.filters.preallocate", "PreallocateDriver"),
+    ("quorum", "filter", "aioblock.drivers.filters.quorum", "QuorumDriver"),
     ("throttle", "filter", "aioblock.drivers.filters.throttle", "ThrottleDriver"),
     ("qcow2", "format", "aioblock.drivers.formats.qcow2", "Qcow2Driver"),
     ("raw", "format", "aioblock.drivers.formats.raw", "RawDriver"),

@@ -134,7 +134,9 @@ class GraphContext(OpenContext):
 
     # -- children ----------------------------------------------------------------------------------------------------
 
-    async def open_child(self, role: Role, filename: str | None = None, *, perm: int = 0, unshared: int = 0) -> Child:
+    async def open_child(
+        self, role: Role, filename: str | None = None, *, number: int | None = None, perm: int = 0, unshared: int = 0
+    ) -> Child:
         assert self._driver is not None
         if filename is not None:
             self._name_child(role, filename)
@@ -147,7 +149,7 @@ class GraphContext(OpenContext):
             child, self._probed_file = self._probed_file, None
             await update_permissions(child, perm, shared)
         else:
-            child = await self._open(role, perm, shared)
+            child = await self._open(role, perm, shared, number)
         below = child.node.unfiltered
         if below is not child.node and role.is_primary:
             self.filename = below.exact_filename  # names inside an image are relative to where it really lies
@@ -162,15 +164,16 @@ class GraphContext(OpenContext):
             named = {"driver": protocol_of(filename).name, "filename": strip_protocol(filename)}
         self.options.put(str(role), named | dict(given) if isinstance(given, Mapping) else given)
 
-    async def _open(self, role: Role, perm: int, shared: int) -> Child:
-        described = self.options.take(str(role))
+    async def _open(self, role: Role, perm: int, shared: int, number: int | None = None) -> Child:
+        key = str(role) if number is None else f"{role}.{number}"
+        described = self.options.take(key)
         if not isinstance(described, Mapping):
             what = f"Cannot find device='{described}' nor node-name='{described}'"
             if described is None:
-                what = f'A block device must be specified for "{role}"'
-            raise OptionError(what, option=str(role))
+                what = f'A block device must be specified for "{key}"'
+            raise OptionError(what, option=key)
         # What is compared with the raw copy is an image, of any format.
-        place = self.place._replace(perm=perm, shared=shared, protocol=role is not Role.TEST)
+        place = self.place._replace(perm=perm, shared=shared, protocol=role not in (Role.TEST, Role.CHILDREN))
         # Zeroes are looked for once, at the top.
         opened = await self._open_node(dict(described), replace(self.settings, detect_zeroes="off"), place)
         identity = opened.driver.identity
@@ -182,16 +185,16 @@ class GraphContext(OpenContext):
             # Before the locks are asked for: a layer that is written would be said to be in use, by this very graph.
             await self._close_node(opened)
             raise InvalidImage("The chain of backing files is a loop", filename=self.filename)
-        return await self._attach(role, opened, perm, shared)
+        return await self._attach(role, key, opened, perm, shared)
 
-    async def _attach(self, role: Role, opened: BlockNode, perm: int, shared: int) -> Child:
+    async def _attach(self, role: Role, key: str, opened: BlockNode, perm: int, shared: int) -> Child:
         child = Child(self.node, role, opened, perm, shared)
         try:
             await attach(child)
         except BaseException:
             await self._close_node(opened)
             raise
-        self.node.children[role] = child
+        self.node.children[key] = child
         if role is Role.BACKING:
             self.node.backing = child
         elif role.is_primary:
@@ -252,4 +255,4 @@ class GraphContext(OpenContext):
         settings = replace(self.settings, detect_zeroes="off")
         # Each layer in a task of its own: the stack of one would not hold a long chain.
         opened = await cancelled_once(self._open_node(described, settings, place), self._close_node)
-        return await self._attach(role, opened, perm, shared)
+        return await self._attach(role, str(role), opened, perm, shared)

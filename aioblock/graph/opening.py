@@ -136,9 +136,11 @@ def _name_node(node: BlockNode, driver: BlockDriver, context: GraphContext) -> N
     if driver.kind == "protocol" and context.filename:
         described["filename"] = context.filename
     described |= {key: value for key, value in node.options.items() if key in driver.naming_options}
-    for role, child in node.children.items():
-        if role is not Role.BACKING or context.backing_overridden:
-            described[str(role)] = child.node.options
+    for key, child in node.children.items():
+        if child.role is Role.CHILDREN:
+            described.setdefault(str(child.role), []).append(child.node.options)
+        elif child.role is not Role.BACKING or context.backing_overridden:
+            described[key] = child.node.options
     node.options = described
     node.filename = node.exact_filename or json_name(described)
 
@@ -182,7 +184,8 @@ async def _close_children(node: BlockNode) -> Exception | None:
         try:
             await close_edge(child)
         except (OSError, BlockError) as error:
-            first = first or error
+            if child.role is not Role.CHILDREN:  # else the parent's flush has weighed what became of its data
+                first = first or error
     node.children.clear()
     node.file = node.backing = None
     return first

@@ -112,7 +112,7 @@ def _path(root: Child) -> list[Edge]:
     while todo:
         edge = todo.pop()
         found.append(edge)
-        todo.extend(child for role, child in edge.node.children.items() if role is not Role.BACKING)
+        todo.extend(child for child in edge.node.children.values() if child.role is not Role.BACKING)
     return found
 
 

@@ -16,6 +16,7 @@ from aioblock.drivers.filters.blklogwrites import BlklogwritesDriver
 from aioblock.drivers.filters.blkverify import BlkverifyDriver
 from aioblock.drivers.filters.copy_on_read import CopyOnReadDriver
 from aioblock.drivers.filters.preallocate import PreallocateDriver
+from aioblock.drivers.filters.quorum import QuorumDriver
 from aioblock.drivers.filters.throttle import ThrottleDriver
 from aioblock.drivers.formats.luks import LuksDriver
 from aioblock.drivers.formats.qcow2 import Qcow2Driver
@@ -195,6 +196,28 @@ class Blkverify(Filter):
         return {Role.TEST: test}
 
 
+class Quorum(Filter):
+    driver = QuorumDriver
+    options = {"vote-threshold": 2, "children": [{}, {}, {}]}
+    rewrite = False
+
+    async def open(self, *, read_only: bool = False) -> BlockDriver:
+        options = self.options | ({"rewrite-corrupted": True} if self.rewrite and not read_only else {})
+        children = [self.child, *self._copies()]
+        named = {f"{Role.CHILDREN}.{number}": child for number, child in enumerate(children)}
+        return await open_driver(self.driver, options, children=named, read_only=read_only)
+
+    def _copies(self) -> list[MemoryIO]:
+        copies = [MemoryIO(bytes(self.child.data)) for _ in range(2)]
+        for copy in copies:
+            copy.node.set_driver(MemoryDriver(MemoryDisk()), 0)
+        return copies
+
+
+class QuorumRewrite(Quorum):
+    rewrite = True
+
+
 class Throttle(Filter):
     driver = ThrottleDriver
     options = {"throttle-group": "g"}
@@ -293,6 +316,8 @@ SUBJECTS: dict[str, type[Subject]] = {
     "blkdebug-limits": BlkdebugLimits,
     "blklogwrites": Blklogwrites,
     "blkverify": Blkverify,
+    "quorum": Quorum,
+    "quorum-rewrite": QuorumRewrite,
     "throttle": Throttle,
     "preallocate": Preallocate,
     "luks": Luks,

@@ -32,7 +32,7 @@ class FakeContext(OpenContext):
         self,
         options: Mapping[str, Any] | None = None,
         *,
-        children: Mapping[Role, BlockIO] | None = None,
+        children: Mapping[str, BlockIO] | None = None,
         filename: str = "",
         read_only: bool = False,
         direct: bool = False,
@@ -56,9 +56,14 @@ class FakeContext(OpenContext):
 
         self.this = _Alone()
 
-    async def open_child(self, role: Role, filename: str | None = None, *, perm: int = 0, unshared: int = 0) -> BlockIO:
+    async def open_child(
+        self, role: Role, filename: str | None = None, *, number: int | None = None, perm: int = 0, unshared: int = 0
+    ) -> BlockIO:
         try:
-            return self.children[role]
+            if number is None:
+                return self.children[role]
+            self.options.take(f"{role}.{number}")
+            return self.children[f"{role}.{number}"]
         except KeyError:
             raise OptionError(f"no child '{role}'", option=str(role)) from None
 

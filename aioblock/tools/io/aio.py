@@ -12,6 +12,7 @@ from .failures import CommandFailed
 from .numbers import parse_bytes
 from .reading import Wish, show
 from .report import Stopwatch, report
+from .sectors import make_room, read_into
 from .session import Session
 from .writing import WriteOptions
 
@@ -38,7 +39,7 @@ async def _read(session: Session, offset: int, nbytes: int, wish: Wish) -> None:
     data = unread(nbytes)
     watch = Stopwatch()
     try:
-        await session.disk.readinto(offset, data)
+        await read_into(session.disk, offset, data)
     except (OSError, BlockError) as error:
         await asyncio.sleep(0)
         print(f"readv failed: {failure_text(error)}")
@@ -73,6 +74,7 @@ async def _write(session: Session, offset: int, nbytes: int, wish: WriteOptions)
     data = b"" if wish.zeroes else wish.content(nbytes)
     watch = Stopwatch()
     try:
+        await make_room(session.disk, offset, nbytes)
         if wish.zeroes:
             await session.disk.pwrite_zeroes(offset, nbytes, wish.flags())
         else:

@@ -6,22 +6,27 @@ from ..program import ProgramError
 from .command import Words, failure_text
 from .failures import CommandFailed
 from .numbers import parse_bytes, show_bytes
+from .sectors import SECTOR, length_of, whole
 from .session import Session
 
-__all__ = ["alloc", "info", "length", "map_"]
+_TELL_NOTHING = ("null-co", "quorum")
+"""Drivers that cannot be asked: QEMU's program takes that for a failure, and says no word."""
 
-_SECTOR = 512
+__all__ = ["alloc", "info", "length", "map_"]
 
 
 async def length(session: Session, words: Words) -> None:
     """Print the length of the image."""
-    print(show_bytes(await session.disk.getlength()))
+    print(show_bytes(await length_of(session.disk)))
 
 
 async def info(session: Session, words: Words) -> None:
     """Print what the image tells about itself."""
-    told = session.disk.info()
     print(f"format name: {session.disk.node.driver.name}")
+    if session.disk.node.unfiltered.driver.name in _TELL_NOTHING:
+        session.failed = True
+        return
+    told = session.disk.info()
     print(f"cluster size: {show_bytes(told.cluster_size or 0)}")
     print(f"vm state offset: {show_bytes(told.vm_state_offset or 0)}")
     if told.lines:
@@ -60,7 +65,7 @@ async def _runs(session: Session) -> AsyncIterator[tuple[int, int, bool]]:
         state = allocated
         end = extent.offset + extent.length
     if end > begin:
-        yield begin, end - begin, state
+        yield begin, whole(end) - begin, state
 
 
 def _both(nbytes: int) -> str:
@@ -72,8 +77,8 @@ async def alloc(session: Session, words: Words) -> None:
     from aioblock import ALLOCATED, BlockError
 
     offset = parse_bytes(words[1])
-    wanted = parse_bytes(words[2]) if len(words) > 2 else _SECTOR
-    end = min(offset + wanted, await session.disk.getlength())
+    wanted = parse_bytes(words[2]) if len(words) > 2 else SECTOR
+    end = min(offset + wanted, await length_of(session.disk))
     wanted = max(end - offset, 0)
     allocated = 0
     at = offset
@@ -82,7 +87,8 @@ async def alloc(session: Session, words: Words) -> None:
             run = await session.disk.block_status(at, end - at, want_zero=False)
         except (OSError, BlockError) as error:
             raise CommandFailed(f"is_allocated failed: {failure_text(error)}") from None
-        if not run.pnum:
+        if not run.pnum:  # behind the end, in its sector
+            allocated += end - at
             break
         allocated += run.pnum if run.flags & ALLOCATED else 0
         at += run.pnum

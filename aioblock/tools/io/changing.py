@@ -1,11 +1,17 @@
 """The commands discard, flush and truncate."""
 
+from typing import TYPE_CHECKING
+
 from ..program import ProgramError
 from .command import Words, failure_text, operands, read_options
 from .failures import CommandFailed
 from .numbers import MAX_REQUEST, parse_bytes
 from .report import Stopwatch, report
+from .sectors import length_of
 from .session import Session
+
+if TYPE_CHECKING:
+    from aioblock import BlockBackend
 
 __all__ = ["discard", "flush", "truncate"]
 
@@ -26,12 +32,20 @@ async def discard(session: Session, words: Words) -> None:
         raise CommandFailed(f"length cannot exceed {MAX_REQUEST}, given {length}")
     watch = Stopwatch()
     try:
-        await session.disk.pdiscard(offset, nbytes)
+        await _discard(session.disk, offset, nbytes)
     except (OSError, BlockError) as error:
         raise CommandFailed(f"discard failed: {failure_text(error)}") from None
     watch.stop()
     if not quiet:
         report("discard", offset, nbytes, watch.seconds, machine=machine)
+
+
+async def _discard(disk: "BlockBackend", offset: int, nbytes: int) -> None:
+    length = disk.length
+    if length < offset + nbytes <= await length_of(disk):  # nothing lies behind the end, in its sector
+        nbytes = max(length - offset, 0)
+        offset = min(offset, length)
+    await disk.pdiscard(offset, nbytes)
 
 
 async def flush(session: Session, words: Words) -> None:

@@ -5,6 +5,7 @@ from .command import Words, failure_text, operands, parse_lengths, read_options
 from .failures import CommandFailed, WrongUsage
 from .numbers import MAX_REQUEST, parse_bytes, parse_pattern
 from .report import Stopwatch, dump, report
+from .sectors import read_into
 from .session import Session
 from .vmstate import require_sectors
 
@@ -88,7 +89,7 @@ async def _read(session: Session, verb: str, offset: int, nbytes: int, wish: Wis
         if vm_state:
             data = await session.disk.vm_state_read(offset, nbytes)
         else:
-            await session.disk.readinto(offset, data)
+            await read_into(session.disk, offset, data)
     except (OSError, BlockError) as error:
         raise CommandFailed(f"{verb} failed: {failure_text(error)}") from None
     watch.stop()

@@ -1,6 +1,6 @@
 """Images as the commands see them: made of whole sectors, also where the file of a raw image ends within one.
 
-Behind the end of the last sector's bytes lie zeroes. A write there makes the image longer, up to the end of the sector.
+Behind the end of the last sector's bytes lie zeroes, which count as allocated. A write there makes the image longer.
 """
 
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aioblock import BlockBackend
 
-__all__ = ["SECTOR", "complete_sector", "length_of", "read_into", "whole"]
+__all__ = ["SECTOR", "make_room", "length_of", "read_into", "whole"]
 
 SECTOR = 512
 
@@ -32,15 +32,15 @@ async def read_into(disk: "BlockBackend", offset: int, data: bytearray) -> None:
         return
     inside = max(length - offset, 0)
     with memoryview(data) as view:
-        await disk.readinto(offset, view[:inside]) if inside else None
+        await disk.readinto(min(offset, length), view[:inside])
         view[inside:] = bytes(len(data) - inside)
 
 
-async def complete_sector(disk: "BlockBackend", offset: int, nbytes: int) -> None:
+async def make_room(disk: "BlockBackend", offset: int, nbytes: int) -> None:
     """Before a request that changes a range: make the image longer where the range ends in its last sector.
 
     Raises: OSError, BlockError.
     """
     length = disk.length
     if length % SECTOR and length < offset + nbytes <= whole(length):
-        await disk.truncate(whole(length), exact=False)
+        await disk.truncate(offset + nbytes, exact=False)

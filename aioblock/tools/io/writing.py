@@ -7,6 +7,7 @@ from .command import Words, failure_text, operands, parse_lengths, read_options
 from .failures import CommandFailed
 from .numbers import MAX_REQUEST, parse_bytes, parse_pattern
 from .report import Stopwatch, report
+from .sectors import make_room
 from .session import Session
 from .vmstate import require_sectors
 
@@ -120,8 +121,10 @@ async def _write(session: Session, verb: str, offset: int, nbytes: int, wish: Wr
         if wish.vm_state:
             await session.disk.vm_state_write(offset, data)
         elif wish.zeroes:
+            await make_room(session.disk, offset, nbytes)
             await session.disk.pwrite_zeroes(offset, nbytes, wish.flags())
         else:
+            await make_room(session.disk, offset, nbytes)
             await session.disk.pwrite(offset, data, wish.flags())
     except (OSError, BlockError) as error:
         raise CommandFailed(f"{verb} failed: {failure_text(error)}") from None

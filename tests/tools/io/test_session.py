@@ -16,6 +16,7 @@ class Disk:
         self.gates: list[asyncio.Future[None]] = []
         self.closed = False
         self.writable = True
+        self.length = 4096
 
     async def _wait(self) -> None:
         gate = asyncio.get_running_loop().create_future()
@@ -33,7 +34,7 @@ class Disk:
         await self._wait()
 
     async def getlength(self):
-        return 4096
+        return self.length
 
     async def close(self):
         self.closed = True
