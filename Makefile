@@ -50,13 +50,9 @@ powercut: install ## cut the power at STATES=1000000 moments and look what is le
 bench: install ## run the benchmarks
 	$(VENV)/bin/python -m benchmarks $(ARGS)
 
-conformance: install ## run QEMU's own block tests against the programs (needs AIOBLOCK_IOTESTS)
-	@if [ -z "$$AIOBLOCK_IOTESTS" ]; then \
-	    echo 'make conformance: set AIOBLOCK_IOTESTS to a program that runs QEMU'"'"'s iotests with --bin FOLDER, e.g.'; \
-	    echo '    make conformance AIOBLOCK_IOTESTS=../iotests-runner/run ARGS="--format qcow2 154"'; \
-	    exit 2; \
-	fi
-	"$$AIOBLOCK_IOTESTS" --bin $(VENV)/bin $(ARGS)
+conformance: install ## run the listed tests of QEMU's own suite (ARGS="--format qcow2 --show 154", ARGS=--help)
+	@scripts/setup conformance
+	$(VENV)/bin/python -m tests.conformance $(ARGS)
 
 clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
