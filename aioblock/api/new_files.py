@@ -33,8 +33,9 @@ async def removed_on_failure(*names: str | os.PathLike[str]) -> AsyncIterator[No
     Left by an error, or cancelled: such files are removed again. A file that was there before stays; where it has been
     touched, the error has a note (`__notes__`) that names it as incomplete. Names of other protocols are left alone.
     """
-    places = await to_end(_in_thread(lambda: [_take(os.fspath(name)) for name in names]))
+    places: list[_Place] = []
     try:
+        await to_end(_in_thread(lambda: places.extend(_take(os.fspath(name)) for name in names)))
         yield
     except BaseException as error:
         for name in await to_end(_in_thread(lambda: _give_back(places))):
