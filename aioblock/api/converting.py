@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Unpack
 
@@ -10,7 +10,7 @@ from aioblock.api.bitmaps import check_bitmaps, copy_bitmaps
 from aioblock.api.chains import layer_of
 from aioblock.api.creating import create_options, files_of
 from aioblock.api.new_files import removed_on_failure
-from aioblock.api.opening import Image, Opening, name_of, open, opened
+from aioblock.api.opening import Image, Opening, name_of, open, opened, used
 from aioblock.base.errors import BlockError, NotSupported, OptionError, message_of, with_context
 from aioblock.core.driver import BlockDriver
 from aioblock.core.node import BlockNode
@@ -103,27 +103,29 @@ async def convert(
             progress=progress,
             salvage=salvage,
         )
+
+        async def fill(disk: BlockBackend, name: str | None, *, keep_backing: bool, is_zero: bool) -> None:
+            if bitmaps and not disk.stores_bitmaps:
+                raise NotSupported(f"Format driver '{disk.node.driver.name}' does not support bitmaps")
+            try:
+                await copy(disk, keep_backing=keep_backing, target_is_zero=is_zero)
+            except PositionedError as error:
+                _name(error, images, name)
+                raise
+            if bitmaps:
+                await copy_bitmaps(sources[0], disk)
+
         if isinstance(target, BlockBackend):
-            target_name = None
-            opened_target: AbstractAsyncContextManager[BlockBackend] = nullcontext(target)
-        else:
-            target_name, made = os.fspath(target), format or "raw"
-            values = target_options(made, target_name, options, sources=len(sources), compressed=compressed)
-            values["size"] = _length(sources, skip, nbytes)
-            opened_target = _made(target_name, made, values, target_cache, "unmap" if sparse else "ignore", how)
-            keep_backing = "backing_file" in values
-        disk = await stack.enter_async_context(opened_target)
-        if bitmaps and not disk.stores_bitmaps:
-            raise NotSupported(f"Format driver '{disk.node.driver.name}' does not support bitmaps")
-        if target_is_zero is None:
-            target_is_zero = target_name is not None and disk.node.driver.has_zero_init()
-        try:
-            await copy(disk, keep_backing=bool(keep_backing), target_is_zero=target_is_zero)
-        except PositionedError as error:
-            _name(error, images, target_name)
-            raise
-        if bitmaps:
-            await copy_bitmaps(sources[0], disk)
+            await fill(target, None, keep_backing=bool(keep_backing), is_zero=bool(target_is_zero))
+            return
+        name, made = os.fspath(target), format or "raw"
+        values = target_options(made, name, options, sources=len(sources), compressed=compressed)
+        values["size"] = _length(sources, skip, nbytes)
+        async with removed_on_failure(*files_of(made, name, values)):
+            async with _made(name, made, values, target_cache, "unmap" if sparse else "ignore", how) as disk:
+                is_zero = disk.node.driver.has_zero_init()
+                await fill(disk, name, keep_backing="backing_file" in values, is_zero=is_zero)
+            await stack.aclose()  # here, so that who is cancelled meanwhile has no new file either
 
 
 def _all_opened(
@@ -151,7 +153,7 @@ def _length(sources: Sequence[BlockBackend], skip: int, nbytes: int | None) -> i
 async def _made(
     name: str, format: str, values: Mapping[str, Any], cache: str, discard: str, how: Opening
 ) -> AsyncIterator[BlockBackend]:
-    """A new image, open to be filled inside; what ends it early removes it again."""
+    """A new image, open to be filled inside."""
     objects, policy = how.get("objects") or {}, how.get("trust", TRUST_DIRECTORY)
     named = {values.get("backing_file"), values.get("data_file")}
 
@@ -159,26 +161,26 @@ async def _made(
         """The caller has named the files that the new image names; what those name is another matter."""
         return (reference.image == strip_protocol(name) and reference.name in named) or policy(reference)
 
-    async with removed_on_failure(*files_of(format, name, values)):
-        try:
-            await create_image(name, format, values, objects)
-        except (OSError, BlockError) as error:
-            if name not in message_of(error):
-                with_context(error, f"Could not create '{name}': ")
-            raise
-        # Where it was made with a secret, it is opened with the same one.
-        secrets = {option: value for option, value in values.items() if option.endswith("key-secret")}
-        async with await open(
-            name,
-            format=format,
-            options=secrets,
-            writable=True,
-            cache=cache,
-            discard=discard,
-            objects=objects,
-            trust=trust,
-        ) as disk:
-            yield disk
+    try:
+        await create_image(name, format, values, objects)
+    except (OSError, BlockError) as error:
+        if name not in message_of(error):
+            with_context(error, f"Could not create '{name}': ")
+        raise
+    # Where it was made with a secret, it is opened with the same one.
+    secrets = {option: value for option, value in values.items() if option.endswith("key-secret")}
+    disk = await open(
+        name,
+        format=format,
+        options=secrets,
+        writable=True,
+        cache=cache,
+        discard=discard,
+        objects=objects,
+        trust=trust,
+    )
+    async with used(disk):
+        yield disk
 
 
 def _name(error: PositionedError, images: Sequence[Image], target: str | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 from aioblock.api.new_files import removed_on_failure
-from aioblock.api.opening import Image, Opening, open, opened
+from aioblock.api.opening import Image, Opening, open, opened, used
 from aioblock.base.errors import OptionError
 from aioblock.core.images import CreateOption, Measurement
 from aioblock.core.objects import NamedObject
@@ -43,14 +43,15 @@ async def create(
         backing = values.get("backing_file")
         if not backing:
             raise OptionError("Image creation needs a size parameter", option="size")
-        async with await open(
+        disk = await open(
             beside(path, backing),
             format=values.get("backing_fmt"),
             trust=trust,
             probe=True,
             metadata_only=True,
             objects=objects,
-        ) as disk:
+        )
+        async with used(disk):
             values["size"] = disk.length
     async with removed_on_failure(*files_of(format, path, values)):
         await create_image(path, format, values, objects or {})

@@ -8,17 +8,18 @@ from typing import Any, TypeAlias, TypedDict
 from aioblock.base.errors import BlockError, OptionError, message_of, with_context
 from aioblock.base.options import nest, overlaid
 from aioblock.blockio.status import WINDOW
+from aioblock.core.eager import to_end
 from aioblock.core.objects import NamedObject
 from aioblock.drivers import register_all
 from aioblock.graph.backend import BlockBackend
-from aioblock.graph.names import to_options
+from aioblock.graph.names import json_name, to_options
 from aioblock.graph.opening import close_edge, open_root
 from aioblock.graph.permissions import root_permissions
 from aioblock.graph.reopen import cache_mode
 from aioblock.graph.settings import MAX_DEPTH, OpenSettings
 from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
 
-__all__ = ["Image", "ImageName", "Opening", "name_of", "open", "opened"]
+__all__ = ["Image", "ImageName", "Opening", "name_of", "open", "opened", "used"]
 
 ImageName: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 """A file name, `protocol:...`, `json:{...}`, or options."""
@@ -157,8 +158,19 @@ async def opened(
         if name_of(image) not in message_of(error):
             with_context(error, f"Could not open '{name_of(image)}': ")
         raise
-    async with disk:
+    async with used(disk):
         yield disk
+
+
+@asynccontextmanager
+async def used(disk: BlockBackend) -> AsyncIterator[BlockBackend]:
+    """As `async with disk`, but who is cancelled while the image is being closed waits until it is."""
+    try:
+        yield disk
+    except BaseException as error:
+        await to_end(disk.__aexit__(type(error), error, error.__traceback__))
+        raise
+    await to_end(disk.close())
 
 
 def name_of(image: Image) -> str:
@@ -168,6 +180,9 @@ def name_of(image: Image) -> str:
     if not isinstance(image, Mapping):
         return os.fspath(image)
     given = nest(image)
-    while "filename" not in given and isinstance(given.get("file"), Mapping):
-        given = given["file"]
-    return str(given.get("filename") or given.get("driver") or "")
+    while "filename" not in given:
+        inner = [child for child in (given.get("file"), given.get("image")) if isinstance(child, Mapping)]
+        if not inner:
+            return json_name(nest(image))
+        given = dict(inner[0])
+    return str(given["filename"])

@@ -1,8 +1,11 @@
 """Internal snapshots of an image. Of one that stays open, its own verbs of the same names do the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Unpack
 
 from aioblock.api.opening import Image, Opening, opened
+from aioblock.base.errors import with_context
 from aioblock.core.images import SnapshotInfo
 
 __all__ = ["snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"]
@@ -36,7 +39,8 @@ async def snapshot_apply(image: Image, id_or_name: str, *, format: str | None = 
     Raises: as `open`; NotSupported; OSError (ENOENT: there is no such snapshot).
     """
     async with opened(image, format=format, how=how, writable=True, resize=True) as disk:
-        await disk.snapshot_apply(id_or_name)
+        with _named(id_or_name, disk.name):
+            await disk.snapshot_apply(id_or_name)
 
 
 async def snapshot_delete(image: Image, id_or_name: str, *, format: str | None = None, **how: Unpack[Opening]) -> None:
@@ -46,4 +50,15 @@ async def snapshot_delete(image: Image, id_or_name: str, *, format: str | None =
     Raises: as `open`; NotSupported; OSError (ENOENT: there is no such snapshot).
     """
     async with opened(image, format=format, how=how, writable=True) as disk:
-        await disk.snapshot_delete(id_or_name)
+        with _named(id_or_name, disk.name):
+            await disk.snapshot_delete(id_or_name)
+
+
+@contextmanager
+def _named(snapshot: str, image: str) -> Iterator[None]:
+    """Let a failure say what it is about."""
+    try:
+        yield
+    except OSError as error:
+        with_context(error, f"Snapshot '{snapshot}' of '{image}': ")
+        raise
