@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from aioblock.api.bitmaps import check_bitmaps, copy_bitmaps
 from aioblock.api.chains import layer_of
 from aioblock.api.creating import create_options, files_of
-from aioblock.api.new_files import removed_on_failure
+from aioblock.api.new_files import check_not_read, removed_on_failure
 from aioblock.api.opening import Image, Opening, name_of, open, opened, used
 from aioblock.base.errors import BlockError, NotSupported, OptionError, message_of, with_context
 from aioblock.core.driver import BlockDriver
@@ -121,7 +121,9 @@ async def convert(
         name, made = os.fspath(target), format or "raw"
         values = target_options(made, name, options, sources=len(sources), compressed=compressed)
         values["size"] = _length(sources, skip, nbytes)
-        async with removed_on_failure(*files_of(made, name, values)):
+        files = await files_of(made, name, values)
+        await check_not_read(files, [source.node for source in sources])
+        async with removed_on_failure(*files):
             async with _made(name, made, values, target_cache, "unmap" if sparse else "ignore", how) as disk:
                 is_zero = disk.node.driver.has_zero_init()
                 await fill(disk, name, keep_backing="backing_file" in values, is_zero=is_zero)

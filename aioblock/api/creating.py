@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from aioblock.api.new_files import removed_on_failure
+from aioblock.api.new_files import check_apart, removed_on_failure
 from aioblock.api.opening import Image, Opening, open, opened, used
 from aioblock.base.errors import OptionError
 from aioblock.core.images import CreateOption, Measurement
@@ -53,14 +53,17 @@ async def create(
         )
         async with used(disk):
             values["size"] = disk.length
-    async with removed_on_failure(*files_of(format, path, values)):
+    async with removed_on_failure(*await files_of(format, path, values)):
         await create_image(path, format, values, objects or {})
 
 
-def files_of(format: str, name: str, options: Mapping[str, Any]) -> list[str]:
-    """The files that become one image. Raises: OptionError, NotSupported."""
+async def files_of(format: str, name: str, options: Mapping[str, Any]) -> list[str]:
+    """The files that become one image. Raises: NotSupported; OptionError, also where one would be another one too."""
     others = [options.get(option.name) for option in create_options(format, name) if option.role is not None]
-    return [name, *(beside(name, other) for other in others if other)]
+    made = [name, *(beside(name, str(other)) for other in others if other)]
+    backing = options.get("backing_file")
+    await check_apart(made, [beside(name, str(backing))] if backing else [])
+    return made
 
 
 def create_options(format: str, name: str | os.PathLike[str] | None = None) -> tuple[CreateOption, ...]:

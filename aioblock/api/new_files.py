@@ -2,14 +2,17 @@
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
+from aioblock.base.errors import OptionError
 from aioblock.core.eager import to_end
+from aioblock.core.node import BlockNode
+from aioblock.graph.drain import subtree
 from aioblock.graph.names import has_protocol, strip_protocol
 
-__all__ = ["removed_on_failure"]
+__all__ = ["check_apart", "check_not_read", "removed_on_failure"]
 
 T = TypeVar("T")
 
@@ -41,6 +44,43 @@ async def removed_on_failure(*names: str | os.PathLike[str]) -> AsyncIterator[No
         for name in await to_end(_in_thread(lambda: _give_back(places))):
             error.add_note(f"'{name}' was there before, and is incomplete now")
         raise
+
+
+async def check_apart(made: Sequence[str], kept: Sequence[str]) -> None:
+    """That files which will be made are none of those that stay, and each another one. Raises: OptionError."""
+
+    def look() -> None:
+        for number, name in enumerate(made):
+            for other in (*made[:number], *kept):
+                if _is_same(strip_protocol(name), strip_protocol(other)):
+                    raise OptionError(f"'{name}' and '{other}' are the same file, and must be two")
+
+    await _in_thread(look)
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there
+        return os.path.abspath(one) == os.path.abspath(other)
+
+
+async def check_not_read(names: Iterable[str], nodes: Iterable[BlockNode]) -> None:
+    """That the files which will be made are none of those that are read meanwhile. Raises: OptionError."""
+    from aioblock.drivers.protocols.posix.opening import identity_of
+
+    read = {below.driver.identity: below.filename for node in nodes for below in subtree(node)}
+
+    def look() -> None:
+        for name in names:
+            try:
+                found = identity_of(os.stat(strip_protocol(name)))
+            except (OSError, ValueError):
+                continue
+            if found in read:
+                raise OptionError(f"'{name}' cannot be made from what it holds itself: it is read as '{read[found]}'")
+
+    await _in_thread(look)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

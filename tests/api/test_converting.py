@@ -219,9 +219,23 @@ async def test_a_target_that_is_in_use(chain):
         with pytest.raises(BlockingIOError, match="used"):
             await aioblock.convert("top.qcow2", "used", format="qcow2")
         assert await disk.pread(0, 4) == b"mine"
-    with pytest.raises(BlockingIOError):
-        await aioblock.convert("top.qcow2", "top.qcow2", format="qcow2")
-    assert await content("top.qcow2") == chain.data
+
+
+@pytest.mark.parametrize("more", [{}, {"force_share": True}])
+@pytest.mark.parametrize("name", ["base.raw", "link", "./base.raw", "file:base.raw"])
+async def test_a_target_that_is_read_meanwhile(tmp_path, monkeypatch, name, more):
+    """Neither a source nor what lies below it, under whatever name, is overwritten."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.raw").write_bytes(b"x" * 65536)
+    os.link("base.raw", "link")
+    await aioblock.create("top.qcow2", "qcow2", {"backing_file": "base.raw", "backing_fmt": "raw"})
+    for source in ("base.raw", "top.qcow2"):
+        with pytest.raises(aioblock.OptionError, match="read as"):
+            await aioblock.convert(source, name, **more)
+        with pytest.raises(aioblock.OptionError, match="read as"):
+            await aioblock.convert(source, "new", format="qcow2", options={"data_file": name}, **more)
+    assert (tmp_path / "base.raw").read_bytes() == b"x" * 65536
+    assert not os.path.exists("new")
 
 
 @pytest.mark.slow

@@ -130,3 +130,16 @@ async def test_a_failed_creation_over_a_file_says_so(tmp_path):
     with pytest.raises(aioblock.OptionError, match="nonsense") as caught:
         await aioblock.create(tmp_path / "x", "qcow2", {"nonsense": 3}, size=1 << 20)
     assert (tmp_path / "x").read_bytes() == b"was here" and not _notes(caught.value)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("option", ["backing_file", "data_file"])
+async def test_an_image_is_not_made_over_what_it_needs(tmp_path, monkeypatch, option, there):
+    monkeypatch.chdir(tmp_path)
+    if there:
+        (tmp_path / "x").write_bytes(b"precious")
+    options = {option: "./x", "backing_fmt": "raw"} if option == "backing_file" else {option: "./x"}
+    with pytest.raises(aioblock.OptionError, match="the same file"):
+        await aioblock.create(tmp_path / "x", "qcow2", options, size=1 << 20)
+    assert os.listdir(tmp_path) == (["x"] if there else [])
+    assert not there or (tmp_path / "x").read_bytes() == b"precious"
