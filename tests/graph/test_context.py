@@ -28,6 +28,15 @@ async def created(path, size=MIB, *, backing=None, fmt="qcow2", by="aioblock"):
     return path
 
 
+async def on_itself(path, *, by="aioblock"):
+    """An image that names itself as its backing file. We refuse to make one, so the name is written afterwards."""
+    if by == "qemu-img":
+        return await created(path, backing=path.name, by=by)
+    await created(path)
+    await aioblock.rebase(path, path.name, backing_format="qcow2", unsafe=True, format="qcow2")
+    return path
+
+
 makers = pytest.mark.parametrize("by", ["aioblock", pytest.param("qemu-img", marks=pytest.mark.oracle)])
 
 
@@ -245,7 +254,7 @@ async def test_the_message_says_which_layer_failed(tmp_path):
 @makers
 @pytest.mark.parametrize("writable", [False, True])
 async def test_an_image_on_top_of_itself(tmp_path, by, writable):
-    path = await created(tmp_path / "a.qcow2", backing="a.qcow2", by=by)
+    path = await on_itself(tmp_path / "a.qcow2", by=by)
     with pytest.raises(InvalidImage, match="loop"):
         await aioblock.open(path, format="qcow2", writable=writable)
     assert open_files(tmp_path) == []
@@ -273,7 +282,7 @@ async def test_a_loop_through_links(tmp_path):
 
 async def test_a_loop_whose_layers_are_wrapped(tmp_path):
     """The file of a layer may lie below a raw node of its own."""
-    path = await created(tmp_path / "a.qcow2", backing="a.qcow2")
+    path = await on_itself(tmp_path / "a.qcow2")
     wrapped = {"driver": "qcow2", "file": {"driver": "raw", "file": {"driver": "file", "filename": str(path)}}}
     with pytest.raises(InvalidImage, match="loop"):
         await aioblock.open(wrapped)

@@ -172,7 +172,7 @@ async def test_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(aioblock.OptionError, match="only supported with compatibility"):
         await new(tmp_path, compat="0.10")
     with pytest.raises(aioblock.OptionError, match="Backing file and data-file-raw"):
-        await new(tmp_path, data_file_raw=True, backing_file=str(image), backing_fmt="qcow2")
+        await new(tmp_path, data_file_raw=True, backing_file="other.qcow2", backing_fmt="qcow2")
 
 
 async def test_which_file_it_is(tmp_path: Path) -> None:
