@@ -16,6 +16,9 @@ __all__ = ["check_apart", "check_not_read", "removed_on_failure"]
 
 T = TypeVar("T")
 
+_unfinished: set[tuple[int, int]] = set()
+"""Device and inode of the files that this process is making: who makes a part of one did not find it there before."""
+
 
 class _Place(NamedTuple):
     """What is known of a path."""
@@ -44,6 +47,8 @@ async def removed_on_failure(*names: str | os.PathLike[str]) -> AsyncIterator[No
         for name in await to_end(_in_thread(lambda: _give_back(places))):
             error.add_note(f"'{name}' was there before, and is incomplete now")
         raise
+    finally:
+        _unfinished.difference_update(place.made for place in places if place.made is not None)
 
 
 async def check_apart(made: Sequence[str], kept: Sequence[str]) -> None:
@@ -107,6 +112,7 @@ def _take(name: str) -> _Place:
         status = os.fstat(fd)
     finally:
         os.close(fd)
+    _unfinished.add((status.st_dev, status.st_ino))
     return _Place(name, path, (status.st_dev, status.st_ino), None)
 
 
@@ -114,6 +120,8 @@ def _state(path: str) -> tuple[int, ...] | None:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
+        return None
+    if (status.st_dev, status.st_ino) in _unfinished:
         return None
     # The times of a device say nothing: it counts as touched.
     touched = 0 if stat.S_ISREG(status.st_mode) else id(status)

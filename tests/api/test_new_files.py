@@ -71,6 +71,19 @@ async def test_one_of_two_that_make_the_same_file_removes_nothing(tmp_path):
     assert not path.exists()
 
 
+async def test_one_inside_another(tmp_path):
+    """The inner one did not find the file there: nothing is left, and nothing is called incomplete."""
+    with pytest.raises(aioblock.OptionError, match="Cluster size") as caught:
+        async with aioblock.removed_on_failure(tmp_path / "x"):
+            await aioblock.create(tmp_path / "x", "qcow2", {"cluster_size": 3}, size=1 << 20)
+    assert os.listdir(tmp_path) == [] and not _notes(caught.value)
+    async with aioblock.removed_on_failure(tmp_path / "x"):
+        await aioblock.create(tmp_path / "x", "qcow2", size=1 << 20)
+    with pytest.raises(aioblock.OptionError, match="Cluster size") as caught:
+        await aioblock.create(tmp_path / "x", "qcow2", {"cluster_size": 3}, size=1 << 20)
+    assert _notes(caught.value)
+
+
 @pytest.mark.parametrize("name", ["memory:x", "nosuch/x", "with\0nul", "null-co://"])
 async def test_names_that_no_file_can_have(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
