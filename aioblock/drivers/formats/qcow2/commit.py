@@ -121,7 +121,7 @@ class _Commit:
         if image.l1_moved:
             image.l1_moved = False
             self.l1_moved = image.l1_offset, image.l1[:]
-        self.frees, image.frees = image.frees, []
+        self.frees, image.frees, image.unsettled = image.frees, [], 0
         self.unused_data, image.unused_data = image.unused_data, set()
 
     def _take_counts(self, refcounts: "Refcounts") -> None:

@@ -154,7 +154,7 @@ async def write_compressed(image: "Image", offset: int, data: memoryview) -> boo
     cluster = offset >> image.cluster_bits
     index = offset >> image.table_shift
     while True:
-        await image.make_room()
+        await image.make_room(allocating=True)
         table = await image.l2.own(index)
         if (event := image.allocating.get(cluster)) is None:
             break

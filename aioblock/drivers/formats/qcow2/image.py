@@ -49,6 +49,10 @@ __all__ = ["Free", "Image", "log"]
 log: Final = logging.getLogger("aioblock.qcow2")
 
 
+RECLAIM_SHIFT: Final = 5
+"""Clusters that wait to become free make the file longer by at most 1/32 (see `Image.make_room`)."""
+
+
 class Free(NamedTuple):
     """A reference to each of some host clusters from `first` on that is gone in memory, and not yet in the file."""
 
@@ -120,6 +124,8 @@ class Image:
         # What is under way.
         self.allocating: dict[int, asyncio.Event] = {}
         self.frees: list[Free] = []
+        self.unsettled = 0
+        """How many clusters were added to `frees` since the last commit."""
         self.unused_data: set[int] = set()
         """Clusters of an external data file whose storage may be given back when that is stable."""
         self.reading: dict[int, int] = {}
@@ -194,10 +200,19 @@ class Image:
             await self.data_file.flush()
         await self.file.flush()
 
-    async def make_room(self) -> None:
-        """Before a writer makes tables dirty: have them written back if too many are. Raises: OSError."""
-        while self.l2.crowded or self.refcounts.crowded:
+    async def make_room(self, *, allocating: bool = False) -> None:
+        """Before a writer makes tables dirty: have them written back if too many are. Raises: OSError.
+
+        `allocating`: new clusters will be needed. Those that lost their reference are made free by a commit too, as
+        soon as they are so many that the file would grow by a part of it worth a flush.
+        """
+        while self.l2.crowded or self.refcounts.crowded or (allocating and self._reclaimable):
             await commit(self)
+
+    @property
+    def _reclaimable(self) -> bool:
+        unsettled = self.unsettled
+        return unsettled > 0 and unsettled >= self.file.length >> self.cluster_bits >> RECLAIM_SHIFT
 
     # -- clusters under way ------------------------------------------------------------------------------------------
 
@@ -299,6 +314,7 @@ class Image:
     def release(self, offset: int, count: int = 1, *, discard: bool = False) -> None:
         """A reference to `count` host clusters from `offset` on is gone: count it down once that is stable."""
         first = offset >> self.cluster_bits
+        self.unsettled += count
         frees = self.frees
         if frees:
             last = frees[-1]

@@ -69,16 +69,17 @@ class Run(NamedTuple):
         return self.entry & OFLAG_COPIED != 0
 
 
-def find_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: int) -> Run:
+def find_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: int, *, writing: bool = False) -> Run:
     """The run that begins at `offset`, at most `nbytes` and at most to the end of what `table` maps.
 
-    No table: its whole range is unallocated. All entries of a run agree in their COPIED flag.
+    No table: its whole range is unallocated. All entries of a run agree in their COPIED flag. `writing`: for messages.
+    Raises: OSError where the first entry makes no sense.
     """
     end = min(offset + nbytes, ((offset >> image.table_shift) + 1) << image.table_shift)
     if table is None:
         return Run(UNALLOCATED, end - offset, 0, 0)
     if image.extended:
-        return _extended_run(image, table, offset, end)
+        return _extended_run(image, table, offset, end, offset if writing else None)
     entries = table.entries
     index = offset >> image.cluster_bits & image.l2_mask
     entry = entries[index]
@@ -89,7 +90,7 @@ def find_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: i
     host = entry & OFFSET_MASK
     hosted = kind in HOSTED
     if entry & (L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO or (entry & OFLAG_ZERO and image.version < 3):
-        raise bad_entry(image, table, index, entry)
+        raise bad_entry(image, table, index, entry, offset if writing else None)
     # The next entry of the run is this one, plus a cluster where it has a host offset: flags and all.
     step = image.cluster_size if hosted else 0
     count = min((end - 1 >> image.cluster_bits) - (offset >> image.cluster_bits), LONGEST)
@@ -104,7 +105,7 @@ def find_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: i
     return Run(kind, stop - offset, host + inside if hosted else 0, entry)
 
 
-def _extended_run(image: "Image", table: "CachedTable", offset: int, end: int) -> Run:
+def _extended_run(image: "Image", table: "CachedTable", offset: int, end: int, written: int | None) -> Run:
     bits, mask, size = image.cluster_bits, image.cluster_mask, image.subcluster_size
     entries = table.entries
     kind = first_host = first_entry = -1
@@ -116,14 +117,12 @@ def _extended_run(image: "Image", table: "CachedTable", offset: int, end: int) -
         if not entry & OFLAG_COMPRESSED and entry & (L2_RESERVED_MASK | mask) & ~OFLAG_ZERO:
             if kind >= 0:
                 break  # told when the caller comes to it
-            raise bad_entry(image, table, index, entry)
+            raise bad_entry(image, table, index, entry, written)
         this, count = subcluster_run(entry, bitmap, inside // size, host_mask=image.host_mask)
         host = (entry & OFFSET_MASK) + inside if this in HOSTED else 0
         if kind < 0:
             if this == INVALID:
-                raise image.corruption(
-                    f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
-                )
+                raise bad_bitmap(image, table, index, written)
             kind, first_host, first_entry = this, host, entry
         elif (
             this != kind
@@ -138,17 +137,24 @@ def _extended_run(image: "Image", table: "CachedTable", offset: int, end: int) -
     return Run(kind, min(at, end) - offset, first_host, first_entry)
 
 
-def bad_entry(image: "Image", table: "CachedTable", index: int, entry: int) -> OSError:
-    """The error for an L2 entry that makes no sense."""
+def bad_entry(image: "Image", table: "CachedTable", index: int, entry: int, written: int | None = None) -> OSError:
+    """The error for an L2 entry that makes no sense. `written`: the guest offset that is to be written, if it is."""
     host = entry & OFFSET_MASK
-    if entry & (L2_RESERVED_MASK | (OFLAG_ZERO if image.version < 3 else 0)) or not host & image.cluster_mask:
-        return image.corruption(f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})")
-    if entry & OFLAG_ZERO and not image.extended:
-        guest = (table.index << image.table_shift) + (index << image.cluster_bits)
-        return image.corruption(f"Preallocated zero cluster offset {host:#x} unaligned (guest offset: {as_c(guest)})")
-    return image.corruption(
-        f"Cluster allocation offset {host:#x} unaligned (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
-    )
+    place = f"(L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
+    if entry & OFLAG_ZERO and image.version < 3:
+        return image.corruption(f"Zero cluster entry found in pre-v3 image {place}")
+    if entry & L2_RESERVED_MASK or not host & image.cluster_mask:
+        return bad_bitmap(image, table, index, written)
+    if written is None:
+        return image.corruption(f"Cluster allocation offset {host:#x} unaligned {place}")
+    what = "Preallocated zero" if entry & OFLAG_ZERO else "Data"
+    return image.corruption(f"{what} cluster offset {host:#x} unaligned (guest offset: {as_c(written)})")
+
+
+def bad_bitmap(image: "Image", table: "CachedTable", index: int, written: int | None = None) -> OSError:
+    """The error for a bitmap that contradicts itself or its entry; where it is read, with QEMU's two spaces."""
+    found = "found " if written is None else "found"
+    return image.corruption(f"Invalid cluster entry {found} (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})")
 
 
 def reads_zero(image: "Image", kind: int, offset: int) -> bool:
@@ -168,7 +174,7 @@ def zero_run(image: "Image", table: "CachedTable | None", offset: int, nbytes: i
 
 
 def cluster_entry(image: "Image", table: "CachedTable", cluster: int) -> tuple[int, int]:
-    """The L2 entry of a guest cluster, without OFLAG_ZERO, and its bitmap.
+    """The L2 entry of a guest cluster that is to be changed, without OFLAG_ZERO, and its bitmap.
 
     Where entries are not extended the bitmap is as if the cluster had one subcluster. Compressed: no bits.
     Raises: OSError where the entry makes no sense.
@@ -180,18 +186,16 @@ def cluster_entry(image: "Image", table: "CachedTable", cluster: int) -> tuple[i
             return entry, 0
         allocated = bitmap & ALLOC_ALL
         if allocated & bitmap >> SUBCLUSTERS or (allocated and not entry & image.host_mask):
-            raise image.corruption(
-                f"Invalid cluster entry found (L2 offset: {table.offset:#x}, L2 index: {as_c(index)})"
-            )
+            raise bad_bitmap(image, table, index, cluster << image.cluster_bits)
     else:
         entry = table.entries[index]
         if entry & OFLAG_COMPRESSED:
             return entry, 0
         bitmap = 1 << SUBCLUSTERS if entry & OFLAG_ZERO else int(entry & image.host_mask != 0)
         if bitmap > 1 and image.version < 3:
-            raise bad_entry(image, table, index, entry)
+            raise bad_entry(image, table, index, entry, cluster << image.cluster_bits)
     if entry & (L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO:
-        raise bad_entry(image, table, index, entry)
+        raise bad_entry(image, table, index, entry, cluster << image.cluster_bits)
     return entry & ~OFLAG_ZERO, bitmap
 
 

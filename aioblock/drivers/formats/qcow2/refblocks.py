@@ -9,7 +9,7 @@ from array import array
 from functools import cache
 from typing import Final
 
-__all__ = ["counts_from_bytes", "counts_to_bytes", "find_zero", "zero_counts"]
+__all__ = ["counts_from_bytes", "counts_to_bytes", "find_run", "find_zero", "zero_counts"]
 
 _CODES: Final = ("B", "B", "B", "B", "H", "I", "Q")
 _SWAP: Final = sys.byteorder == "little"
@@ -67,3 +67,25 @@ def find_zero(counts: "array[int]", first: int) -> int:
         if at < 0 or not at % width:
             return at if at < 0 else at // width
         at += 1  # the end of one count and the beginning of the next
+
+
+def find_run(counts: "array[int]", first: int, wanted: int) -> tuple[int, int]:
+    """Where `wanted` adjoining clusters are free, the place and how many; `first` is the first free one.
+
+    The first run that is long enough, or else the one at the end of the block, or else the one at `first`.
+    """
+    end, stop = first + 1, min(first + wanted, len(counts))
+    while end < stop and not counts[end]:
+        end += 1
+    if end == stop:
+        return first, end - first
+    width = counts.itemsize
+    raw = counts.tobytes()
+    needle = bytes(width * wanted)
+    at = raw.find(needle, end * width)
+    while at > 0 and at % width:  # it begins with the end of a count that is not zero
+        at = raw.find(needle, at + width - at % width)
+    if at > 0:
+        return at // width, wanted
+    place = -(-len(raw.rstrip(b"\0")) // width)
+    return (place, len(counts) - place) if place < len(counts) else (first, end - first)

@@ -4,9 +4,10 @@ In memory the counts of a cluster go up as soon as it is allocated, and down onl
 stable in the file (`commit`). So a cluster whose count is 0 here may be used at once, and a block may be written to the
 file at any time: at worst it counts too many.
 
-Allocation is first-fit behind `hint`, below which nothing is free. Where no block covers the next clusters, a new block
-takes the first of the clusters that it covers, and counts itself; where the refcount table has no room for it, a new,
-larger table is laid right behind the new blocks. The file learns of both by the next commit.
+Allocation is first-fit behind `hint`, below which nothing is free: the first place, in the block that has the next free
+cluster, where all that is wanted adjoins. Where no block covers the next clusters, a new block takes the first of the
+clusters that it covers, and counts itself; where the refcount table has no room for it, a new, larger table is laid
+right behind the new blocks. The file learns of both by the next commit.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from aioblock.drivers.formats.qcow2.entries import (
     as_c,
     table_from_bytes,
 )
-from aioblock.drivers.formats.qcow2.refblocks import counts_from_bytes, find_zero, zero_counts
+from aioblock.drivers.formats.qcow2.refblocks import counts_from_bytes, find_run, find_zero, zero_counts
 from aioblock.drivers.formats.qcow2.tables import CachedTable, trim
 from aioblock.drivers.formats.qcow2.validation import MAX_REFCOUNT_TABLE_BYTES
 
@@ -144,17 +145,19 @@ class Refcounts:
 
     # -- allocation --------------------------------------------------------------------------------------------------
 
-    async def allocate(self, wanted: int, what: str) -> tuple[int, int]:
+    async def allocate(self, wanted: int, what: str, behind: int = 0) -> tuple[int, int]:
         """Allocate up to `wanted` adjoining host clusters, at least one: the first, and how many. Their count is 1.
 
-        `what` they are for is said in messages. Raises: OSError; then nothing is allocated.
+        `what` they are for is said in messages; they are not before cluster `behind`. Raises: OSError; then nothing is
+        allocated.
         """
         event = self.image.event
         if event is not None:
             await event("cluster_alloc")
             await event("refblock_alloc")
         while True:
-            index, first = self.hint >> self.shift, self.hint & self.mask
+            lowest = max(self.hint, behind)
+            index, first = lowest >> self.shift, lowest & self.mask
             block = self.blocks.get(index)
             if block is None:
                 if self.has_block(index):
@@ -166,18 +169,19 @@ class Refcounts:
             counts = block.entries
             first = find_zero(counts, first)
             if first < 0:
-                self.hint = (index + 1) << self.shift
+                behind = (index + 1) << self.shift
+                if lowest == self.hint:
+                    self.hint = behind
                 continue
-            end, stop = first + 1, min(first + wanted, len(counts))
-            while end < stop and not counts[end]:
-                end += 1
-            cluster = (index << self.shift) + first
-            self._check_free(cluster, end - first, what)
-            for place in range(first, end):
-                counts[place] = 1
-            self._changed(block, first, end)
-            self.hint = cluster + end - first
-            return cluster, end - first
+            place, count = find_run(counts, first, wanted)
+            cluster = (index << self.shift) + place
+            self._check_free(cluster, count, what)
+            for number in range(place, place + count):
+                counts[number] = 1
+            self._changed(block, place, place + count)
+            if lowest == self.hint:
+                self.hint = cluster + count if place == first else (index << self.shift) + first
+            return cluster, count
 
     def _check_free(self, cluster: int, count: int, what: str) -> None:
         """Raises: OSError where clusters that count as free hold metadata."""
@@ -187,21 +191,22 @@ class Refcounts:
 
     async def allocate_run(self, count: int, what: str) -> int:
         """Allocate exactly `count` adjoining host clusters, also across blocks; returns the first. Raises: OSError."""
-        first, have = await self.allocate(count, what)
-        lowest = first
+        first = have = behind = 0
         try:
             while have < count:
-                cluster, more = await self.allocate(count - have, what)
-                if cluster == first + have:
-                    have += more
+                if not have and count > self.mask:  # more than a block of its own range can cover
+                    behind = self._add_blocks(count, what)
+                cluster, more = await self.allocate(count - have, what, behind)
+                if have and cluster != first + have:
+                    lost, have, behind = have, 0, cluster
+                    await self.give_back(first, lost)
+                    await self.give_back(cluster, more)
                     continue
-                await self.give_back(first, have)
-                first, have = cluster, more
-                self.hint = max(self.hint, first + have)  # what was given back is too short for us
+                first, have = cluster - have, have + more
+                behind = first + have
         except BaseException:
             await self.give_back(first, have)
             raise
-        self.hint = min(self.hint, lowest)
         return first
 
     async def allocate_at(self, cluster: int) -> bool:
@@ -305,6 +310,23 @@ class Refcounts:
         self._set_block(index, cluster)
         self._set_used(cluster, 1)
 
+    def _add_blocks(self, run: int, what: str) -> int:
+        """Blocks for a longer run than one of them covers: behind all that are there, and themselves before the run.
+
+        Returns where the run begins. Memory only: no I/O.
+        """
+        index = -(-len(self.table.tobytes().rstrip(b"\0")) // 8)
+        first, count = index << self.shift, -(-run // self.mask)
+        if (index + count) << self.shift > 1 << (56 - self.image.cluster_bits):
+            raise OSError(errno.EFBIG, f"The image file has no room for a {what}")
+        if index + count > len(self.table):
+            return self._grow_table(index, run)
+        self._check_free(first, count, "refcount block")
+        for number in range(count):
+            self._set_block(index + number, first + number)
+        self._set_used(first, count)
+        return first + count
+
     def _set_block(self, index: int, cluster: int) -> None:
         block = CachedTable(index, cluster << self.image.cluster_bits, zero_counts(self.shift, self.order))
         self.table[index] = block.offset
@@ -330,8 +352,11 @@ class Refcounts:
         for number in range(cluster, cluster + count):
             self.blocks[number >> self.shift].entries[number & self.mask] = 1
 
-    def _grow_table(self, index: int) -> None:
-        """A larger table in a new place, and the blocks from `index` on that count it and themselves."""
+    def _grow_table(self, index: int, run: int = 0) -> int:
+        """A larger table in a new place, and the blocks from `index` on that count it, themselves, and a run behind it.
+
+        Returns where that run, which is free, begins.
+        """
         image = self.image
         per_cluster = image.cluster_size >> 3
         most = MAX_REFCOUNT_TABLE_BYTES >> image.cluster_bits
@@ -342,7 +367,7 @@ class Refcounts:
             if clusters > most:
                 raise OSError(errno.EFBIG, "The refcount table cannot grow any further")
             clusters = min(max(clusters, -(-entries * 3 // (2 * per_cluster))), most)
-            needed = -(-(blocks + clusters) >> self.shift)
+            needed = -(-(blocks + clusters + run) >> self.shift)
             if needed <= blocks:
                 break
             blocks = needed
@@ -357,3 +382,4 @@ class Refcounts:
         for number in range(blocks):
             self._set_block(index + number, first + number)
         self._set_used(first, blocks + clusters)
+        return first + blocks + clusters

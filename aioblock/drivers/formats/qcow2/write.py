@@ -52,7 +52,7 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
     """
     while data:
         image.check_writable()
-        await image.make_room()
+        await image.make_room(allocating=True)
         table = await image.l2.own(offset >> image.table_shift)
         if image.options.lazy_refcounts and table.index in image.l1_dirty:
             # Only the counts of data are late: those of tables are in the file before data hangs on them.
@@ -61,7 +61,7 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
         if (event := image.allocating.get(offset >> image.cluster_bits)) is not None:
             await event.wait()
             continue
-        run = find_run(image, table, offset, len(data))
+        run = find_run(image, table, offset, len(data), writing=True)
         if run.kind == NORMAL and run.copied and not _goes_on(image, table, offset, run, len(data)):
             done = run.nbytes
             if not image.external:
@@ -79,7 +79,7 @@ def _goes_on(image: "Image", table: "CachedTable", offset: int, run: Run, nbytes
     behind = offset + run.nbytes
     if run.nbytes == nbytes or behind >> image.table_shift != table.index:
         return False
-    found = find_run(image, table, behind, 1)
+    found = find_run(image, table, behind, 1, writing=True)
     return found.kind in KEPT and found.copied and found.host == run.host + run.nbytes
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import aioblock
 from aioblock import CorruptImage, UnsupportedFeature
-from aioblock.drivers.formats.qcow2.refblocks import counts_from_bytes, counts_to_bytes, find_zero
+from aioblock.drivers.formats.qcow2.refblocks import counts_from_bytes, counts_to_bytes, find_run, find_zero
 from aioblock.graph.backend import BlockBackend
 from tests.kit.oracle import assert_clean
 from tests.kit.power_cut import assert_sound
@@ -42,6 +42,22 @@ def test_a_free_count_is_found(order: int) -> None:
     counts[5] = 0
     assert find_zero(counts, 0) == 5
     assert find_zero(counts, 6) == -1
+
+
+@pytest.mark.parametrize("order", range(7))
+def test_a_run_of_free_counts_is_found(order: int) -> None:
+    counts = counts_from_bytes(b"\xff" * 128, order)
+    if order > 3:
+        counts[9] = 1 << (counts.itemsize * 8 - 8)  # its bytes are zero at one end
+    counts[2] = counts[4] = counts[5] = 0
+    assert find_run(counts, 2, 1) == (2, 1)
+    assert find_run(counts, 2, 2) == (4, 2)
+    assert find_run(counts, 4, 1) == (4, 1)
+    assert find_run(counts, 2, 3) == (2, 1)
+    counts[-2] = counts[-1] = 0
+    assert find_run(counts, 2, 2) == (4, 2)
+    assert find_run(counts, 2, 9) == (len(counts) - 2, 2)
+    assert find_run(counts, len(counts) - 1, 9) == (len(counts) - 1, 1)
 
 
 @pytest.mark.slow
@@ -91,6 +107,49 @@ async def test_the_disk_grows(tmp_path: Path, options: dict[str, int]) -> None:
             await image.truncate(1000)
         assert caught.value.errno == errno.EINVAL
     assert_image(tmp_path, disk.content(), model)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("bits", [16, 64])
+async def test_an_l1_table_may_be_longer_than_what_one_refcount_block_covers(tmp_path: Path, bits: int) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(await new_image(1 << 20, cluster_size=512, refcount_bits=bits))
+    async with await aioblock.open(path, format="qcow2", writable=True) as image:
+        await image.pwrite(0, b"x" * 512)
+        await image.truncate(2 << 30)
+        await image.pwrite((2 << 30) - 512, b"y" * 512)
+        assert header_of(path.read_bytes()).l1_size << 3 > 256 * 512
+    assert_clean(path, "qcow2")
+
+
+async def test_a_long_write_passes_over_a_hole_that_is_too_small() -> None:
+    disk = RecordedDisk(await new_image(1 << 20))
+    async with await open_disk(disk) as image:
+        for cluster in range(4):
+            await image.pwrite(cluster << 16, b"x" * 65536)
+        await image.pdiscard(1 << 16, 65536)
+        await image.flush()
+        disk.records.clear()
+        await image.pwrite(4 << 16, b"y" * 131_072)
+        assert [len(record.data) for record in disk.changes()] == [131_072]
+        await image.pwrite(6 << 16, b"z" * 65536)  # here it fits
+        await image.flush()
+        entries = host_entries(disk.content())
+        hosts = {cluster: entry[0] - entries[0][0] >> 16 for cluster, entry in entries.items()}
+        assert [hosts[cluster] for cluster in (2, 3, 4, 5, 6)] == [2, 3, 4, 5, 1]
+
+
+async def test_clusters_that_wait_to_become_free_do_not_let_the_file_grow_without_end() -> None:
+    disk = RecordedDisk(await new_image(8 << 20))
+    async with await open_disk(disk) as image:
+        await image.pwrite(0, b"x" * (4 << 20))
+        length = len(disk.content())
+        for round in range(8):
+            await image.pdiscard(0, 1 << 20)
+            await image.pwrite(round * 65536, b"y" * (1 << 20))
+            await image.pdiscard(2 << 20, 1 << 20)
+            await image.pwrite(2 << 20, b"z" * (1 << 20))
+        assert len(disk.content()) <= length + (2 << 20)
 
 
 @pytest.mark.parametrize("compat", ["0.10", "1.1"])
