@@ -42,6 +42,8 @@ class Layout:
     """Autoclear bits that nobody knows: set in the beginning."""
     rare: bool = False
     """It takes long: it comes less often than others."""
+    reclaims: bool = False
+    """Clusters that wait to become free are made so before the file grows, as in larger images; here it is at once."""
     data_file: bool = False
     """Guest data lies in a file of its own."""
 
@@ -79,9 +81,12 @@ class Layout:
             described["backing"] = {"driver": "raw", "file": quiet.options()}
         if len(files) > 1:
             described["data-file"] = {"driver": "raw", "file": files[1].options()}
-        return await aioblock.open(
+        disk = await aioblock.open(
             described, writable=writable, resize=writable, discard="unmap", trust=aioblock.TRUST_ALL
         )
+        if not self.reclaims:
+            disk.node.driver.image.reclaim_share = 0  # type: ignore[attr-defined]
+        return disk
 
 
 @dataclass
@@ -156,6 +161,8 @@ _ALL = (
     _layout("amend", 512, 188, (1, 60), kinds="wWozdfrRksaxbmm", backing=101),
     _layout("c4k2", 4096, 1020, (1, 1008)),
     _layout("c64k", 65536, 10, (0, 5)),
+    _layout("reclaim512", 512, 442, (1, 62, 130, 260), reclaims=True),
+    _layout("reclaim4k", 4096, 20, (1, 9), backing=85, reclaims=True),
     _layout("ext", 16384, 12, (1, 7), create={"extended_l2": True}),
     _layout("back512", 512, 188, (1, 60), backing=101),
     _layout("back4k", 4096, 20, (1, 9), backing=85),

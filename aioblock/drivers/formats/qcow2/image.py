@@ -49,8 +49,8 @@ __all__ = ["Free", "Image", "log"]
 log: Final = logging.getLogger("aioblock.qcow2")
 
 
-RECLAIM_SHIFT: Final = 5
-"""Clusters that wait to become free make the file longer by at most 1/32 (see `Image.make_room`)."""
+RECLAIM_SHARE: Final = 32
+"""Clusters that wait to become free make the file longer by at most a 32nd (see `Image.make_room`)."""
 
 
 class Free(NamedTuple):
@@ -126,6 +126,7 @@ class Image:
         self.frees: list[Free] = []
         self.unsettled = 0
         """How many clusters were added to `frees` since the last commit."""
+        self.reclaim_share = RECLAIM_SHARE
         self.unused_data: set[int] = set()
         """Clusters of an external data file whose storage may be given back when that is stable."""
         self.reading: dict[int, int] = {}
@@ -211,8 +212,8 @@ class Image:
 
     @property
     def _reclaimable(self) -> bool:
-        unsettled = self.unsettled
-        return unsettled > 0 and unsettled >= self.file.length >> self.cluster_bits >> RECLAIM_SHIFT
+        share = self.unsettled * self.reclaim_share
+        return share > 0 and share >= self.file.length >> self.cluster_bits
 
     # -- clusters under way ------------------------------------------------------------------------------------------
 
