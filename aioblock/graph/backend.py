@@ -406,7 +406,8 @@ class BlockBackend(BitmapVerbs):
     ) -> None:
         """Change the mode of the open image; drained and flushed meanwhile. Failed: the old mode holds.
 
-        `options`: runtime options of its driver, laid over those that it was opened with; others cannot change.
+        `options`: `discard`, `detect-zeroes` and runtime options of its driver, laid over those that it was opened
+        with; others cannot change.
         Cancelled: it goes on to its end. Raises: OSError, GraphError, OptionError.
         """
         self._check_open()

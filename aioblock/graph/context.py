@@ -22,14 +22,13 @@ from aioblock.graph.names import (
     to_options,
 )
 from aioblock.graph.permissions import attach, child_permissions, update_permissions
-from aioblock.graph.settings import OpenSettings, Place
+from aioblock.graph.settings import OpenSettings, Place, unmaps
 from aioblock.graph.trust import trusted
 
 __all__ = ["GraphContext"]
 
 OpenNode = Callable[[dict[str, Any], OpenSettings, Place], Coroutine[Any, Any, BlockNode]]
 CloseNode = Callable[[BlockNode], Coroutine[Any, Any, None]]
-_DISCARD = ("ignore", "off", "unmap", "on")
 
 
 class GraphContext(OpenContext):
@@ -55,10 +54,7 @@ class GraphContext(OpenContext):
         self.for_check = settings.for_check
         self.metadata_only = settings.metadata_only
         self.objects = settings.objects
-        discard = reader.take("discard", "unmap" if settings.unmap else "ignore")
-        if discard not in _DISCARD:
-            raise OptionError("Invalid discard option", option="discard")
-        self.unmap = discard in ("unmap", "on")
+        self.unmap = unmaps(reader.take("discard", "unmap" if settings.unmap else "ignore"))
         self.settings = replace(settings, force_share=self.force_share, cache=self.cache, unmap=self.unmap)
         self.probed = False
         self.filename = ""
@@ -112,7 +108,11 @@ class GraphContext(OpenContext):
             return
         file = self.options.take("file", {})
         if not isinstance(file, Mapping):
-            raise OptionError("Parameters 'file' and 'filename' cannot be used together", option="file")
+            raise OptionError(
+                "Cannot reference an existing block device with additional options or a new filename", option="file"
+            )
+        if "filename" in file:
+            raise OptionError("Can't specify 'file' and 'filename' options at the same time", option="file")
         named = {"driver": protocol_of(filename).name, "filename": self.filename}
         self.options.put("file", named | dict(file))
 

@@ -22,7 +22,7 @@ from aioblock.core.node import BlockNode, Edge
 from aioblock.graph.context import GraphContext
 from aioblock.graph.names import json_name
 from aioblock.graph.permissions import attach, detach
-from aioblock.graph.settings import OpenSettings, Place
+from aioblock.graph.settings import DETECT_ZEROES, OpenSettings, Place, require_unmap
 
 __all__ = ["close_edge", "open_root"]
 
@@ -63,11 +63,12 @@ async def _open_node(
     reader.take_bool("auto-read-only", False)  # what it allows, a reopen, is done by an explicit verb here
     node = BlockNode(name, read_only=not writable, cache=_cache(reader, settings))
     node.options = options
-    node.detect_zeroes = reader.take_choice("detect-zeroes", ("off", "on", "unmap"), settings.detect_zeroes)
+    node.detect_zeroes = reader.take_choice("detect-zeroes", DETECT_ZEROES, settings.detect_zeroes)
     perm = place.perm if writable else place.perm & PERM_CONSISTENT_READ
     place = place._replace(perm=perm, writable=writable)
     context = GraphContext(node, reader, settings, place, _open_node, close_node)
     node.unmap = context.unmap
+    require_unmap(node.detect_zeroes, node.unmap)
     try:
         driver = await _open_driver(node, context)
     except BaseException:

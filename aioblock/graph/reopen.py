@@ -13,9 +13,11 @@ from aioblock.core.images import Role
 from aioblock.core.node import BlockNode, Edge, FlushState
 from aioblock.graph.drain import drained
 from aioblock.graph.permissions import child_permissions, update_permissions
+from aioblock.graph.settings import DETECT_ZEROES, require_unmap, unmaps
 
 __all__ = ["cache_mode", "reopen"]
 
+_GENERIC = ("discard", "detect-zeroes")
 _MODES = {
     "none": CacheMode(direct=True),
     "off": CacheMode(direct=True),
@@ -43,7 +45,7 @@ async def reopen(
 ) -> None:
     """Change the mode of a graph; layers below the top stay read-only. Drained and flushed meanwhile.
 
-    `options`: runtime options of the top node's driver, laid over those that it was opened with.
+    `options`: `discard`, `detect-zeroes`, and runtime options of the top node's driver, laid over those of the opening.
 
     Failed: the old mode holds. Raises: OSError, GraphError, OptionError.
     """
@@ -52,26 +54,42 @@ async def reopen(
     async with root.node.alone, drained(root.node):
         if not root.node.read_only:
             await flush(root.node)
-        before = root.node.reopened_with
+        before, unmap, detect_zeroes = root.node.reopened_with, root.node.unmap, root.node.detect_zeroes
         if options:
-            _change_options(root.node, nest(options))
+            _change_options(root, nest(options))
         try:
             await _change(root, read_only, mode)
         except BaseException:
             if options:
-                _change_options(root.node, before)
+                discard = "unmap" if unmap else "ignore"
+                _change_options(root, {**before, "discard": discard, "detect-zeroes": detect_zeroes})
             raise
 
 
-def _change_options(node: BlockNode, options: Mapping[str, Any]) -> None:
-    """Have the driver take runtime options, over those of the opening. Raises: OptionError; nothing has changed."""
+def _change_options(root: Child, options: Mapping[str, Any]) -> None:
+    """Take `discard`, `detect-zeroes`, and the driver's runtime options, over those of the opening.
+
+    Layers below that discarded as the top did go on to. Raises: OptionError; nothing has changed.
+    """
+    node = root.node
     names = node.driver.runtime_options
+    given = Options({name: options[name] for name in _GENERIC if name in options})
+    unmap = unmaps(given.take("discard", "unmap" if node.unmap else "ignore"))
+    detect_zeroes = given.take_choice("detect-zeroes", DETECT_ZEROES, node.detect_zeroes)
+    require_unmap(detect_zeroes, unmap)
     for name, value in flatten(options).items():
+        if name in _GENERIC:
+            continue
         if name.partition(".")[0] not in names and node.options.get(name) != value:
             raise OptionError(f"Cannot change the option '{name}'", option=name)
     wanted = {name: value for name, value in options.items() if name in names}
-    node.driver.change_options(Options(overlaid(node.runtime_options, wanted)), unmap=node.unmap)
+    node.driver.change_options(Options(overlaid(node.runtime_options, wanted)), unmap=unmap)
     node.reopened_with = wanted
+    node.detect_zeroes = detect_zeroes
+    before = node.unmap
+    for edge in _path(root):
+        if edge.node.unmap == before:
+            edge.node.unmap = unmap
 
 
 async def _change(root: Child, read_only: bool, mode: CacheMode) -> None:

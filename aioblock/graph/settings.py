@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from aioblock.base.errors import OptionError
 from aioblock.core.context import CacheMode
 from aioblock.core.objects import NamedObject
 from aioblock.graph.trust import TRUST_DIRECTORY, TrustPolicy
 
-__all__ = ["MAX_DEPTH", "OpenSettings", "Place"]
+__all__ = ["DETECT_ZEROES", "MAX_DEPTH", "OpenSettings", "Place", "require_unmap", "unmaps"]
+
+DETECT_ZEROES = ("off", "on", "unmap")
+"""What the option `detect-zeroes` takes."""
 
 MAX_DEPTH = 256
 """How many layers a chain may have, unless the caller says otherwise. Chains in use are rarely longer than 30."""
@@ -50,3 +54,19 @@ class Place(NamedTuple):
     """The identities of the files of the layers above, to find loops."""
     depth: int = 1
     """Which layer of the chain it belongs to, 1 = the top."""
+
+
+def unmaps(discard: object) -> bool:
+    """What the option `discard` means: whether discards reach the storage. Raises: OptionError."""
+    if discard not in ("ignore", "off", "unmap", "on"):
+        raise OptionError("Invalid discard option", option="discard")
+    return discard in ("unmap", "on")
+
+
+def require_unmap(detect_zeroes: str, unmap: bool) -> None:
+    """Raises: OptionError where zeroes that are found shall give storage back, but discards shall not."""
+    if detect_zeroes == "unmap" and not unmap:
+        raise OptionError(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            option="detect-zeroes",
+        )

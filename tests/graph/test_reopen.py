@@ -270,3 +270,36 @@ async def test_a_bad_option_changes_nothing(tmp_path: Path) -> None:
                 await disk.reopen(writable=False, options=options)
             assert disk.writable
             assert not state.options.lazy_refcounts
+
+
+async def test_discard_and_detect_zeroes(tmp_path):
+    path = tmp_path / "x.qcow2"
+    await aioblock.create(path, "qcow2", size=MIB)
+    async with await aioblock.open(path, format="qcow2", writable=True, discard="ignore") as disk:
+        nodes = [disk.node, disk.node.file.node]
+        await disk.reopen(options={"discard": "unmap", "detect-zeroes": "unmap"})
+        assert [node.unmap for node in nodes] == [True, True] and disk.node.detect_zeroes == "unmap"
+        for options, message in (
+            ({"discard": "x"}, "Invalid discard option"),
+            ({"detect-zeroes": "x"}, "invalid parameter value: x"),
+            ({"discard": "ignore"}, "setting detect-zeroes to unmap is not allowed"),
+            ({"detect-zeroes": "off", "foo": "x"}, "Cannot change the option 'foo'"),
+        ):
+            with pytest.raises(OptionError, match=message):
+                await disk.reopen(options=options)
+        assert [node.unmap for node in nodes] == [True, True] and disk.node.detect_zeroes == "unmap"
+        await disk.pwrite(0, bytes(65536))
+        assert (await disk.block_status(0, 65536)).flags & aioblock.ZERO
+
+
+async def test_what_could_not_be_reopened_discards_as_before(tmp_path, monkeypatch):
+    async def refuse(**mode):
+        raise OSError(errno.EACCES, "no")
+
+    path = tmp_path / "x.raw"
+    path.write_bytes(bytes(4096))
+    async with await aioblock.open(path, format="raw", discard="ignore") as disk:
+        monkeypatch.setattr(disk.node.driver, "reopen", refuse)
+        with pytest.raises(OSError, match="no"):
+            await disk.reopen(writable=True, options={"discard": "unmap", "detect-zeroes": "on"})
+        assert (disk.node.unmap, disk.node.file.node.unmap, disk.node.detect_zeroes) == (False, False, "off")

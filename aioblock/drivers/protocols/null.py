@@ -1,7 +1,7 @@
 """`null-co`: takes every write and keeps nothing; for measuring what is above it."""
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from aioblock.base.errors import OptionError
 from aioblock.base.flags import OFFSET_VALID, REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK, ZERO
@@ -11,6 +11,8 @@ from aioblock.core.limits import BlockLimits
 
 if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
+
+_NAME: Final = "null-co://"
 
 __all__ = ["NullDriver"]
 
@@ -38,7 +40,8 @@ class NullDriver(BlockDriver):
     async def open(cls, context: "OpenContext") -> Self:
         """Options: `size` (default 1 GiB), `latency-ns` (nanoseconds), `read-zeroes`."""
         options = context.options
-        options.take_str("filename", None)  # "null-co://" says nothing more
+        if options.take_str("filename", _NAME) not in (_NAME, ""):
+            raise OptionError(f"The only allowed filename for this driver is '{_NAME}'", option="filename")
         size = options.take_size("size", 1 << 30)
         latency = options.take_int("latency-ns", 0)
         if latency < 0:

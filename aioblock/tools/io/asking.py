@@ -22,7 +22,10 @@ async def length(session: Session, words: Words) -> None:
 
 async def info(session: Session, words: Words) -> None:
     """Print what the image tells about itself."""
-    print(f"format name: {session.disk.node.driver.name}")
+    name = session.disk.node.driver.name
+    print(f"format name: {name}")
+    if session.disk.node.is_named:  # QEMU tells the protocol's name too, which is the same one
+        print(f"format name: {name}")
     if session.disk.node.unfiltered.driver.name in _TELL_NOTHING:
         session.failed = True
         return

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["discard", "flush", "truncate"]
 
+_LONGEST = (1 << 63) - (1 << 30)
+"""QEMU's longest image in bytes."""
+
 
 async def discard(session: Session, words: Words) -> None:
     """Say that a range is not needed any more."""
@@ -65,4 +68,7 @@ async def truncate(session: Session, words: Words) -> None:
         except ValueError:
             raise ProgramError(f"Invalid preallocation mode '{value}'") from None
     length, *_ = operands(options, 1, None)
-    await session.disk.truncate(parse_bytes(length), exact=False, prealloc=prealloc)
+    nbytes = parse_bytes(length)
+    if nbytes > _LONGEST:
+        raise ProgramError(f"offset({nbytes}) exceeds maximum({_LONGEST})")
+    await session.disk.truncate(nbytes, exact=False, prealloc=prealloc)

@@ -23,7 +23,7 @@ class Command:
     name: str
     run: Callable[[Session, Words], Awaitable[None]]
     summary: str
-    arguments: str = ""
+    arguments: str | None = None
     alias: str = ""
     least: int = 0
     """The fewest words behind the name, options included."""
@@ -37,7 +37,7 @@ class Command:
 
     def usage(self, called: str | None = None) -> str:
         """The line that says how it is called."""
-        arguments = f" {self.arguments}" if self.arguments else ""
+        arguments = "" if self.arguments is None else f" {self.arguments}"
         return f"{called or self.name}{arguments} -- {self.summary}"
 
     def count_complaint(self, called: str, given: int) -> str | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from ..arguments import ArgumentError, Arguments
 from ..program import ProgramError, define_object, print_error, print_version, program_name
+from ..tracing import check_trace
 from .opening import Mode
-from .tracing import check_trace
 
 __all__ = ["CommandLine", "parse"]
 

@@ -31,12 +31,13 @@ async def sleep(session: Session, words: Words) -> None:
 async def sigraise(session: Session, words: Words) -> None:
     """Send the program a signal, with the effect it has on a program that knows nothing of it."""
     number = parse_bytes(words[1])
-    if number >= signal.NSIG:
+    if number > signal.NSIG:
         raise CommandFailed(f"signal argument '{words[1]}' is too large to be a valid signal")
     sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):  # some cannot be handled, so have their effect anyway
         signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+    with contextlib.suppress(OSError):  # there is no such signal
+        os.kill(os.getpid(), number)
 
 
 async def abort(session: Session, words: Words) -> None:

@@ -50,6 +50,9 @@ async def reopen(session: Session, words: Words) -> None:
             f"Conflicting values for qcow2 options 'overlap-check' ('{options['overlap-check']}') and "
             f"'overlap-check.template' ('{options['overlap-check.template']}')"
         )
+    for name in ("file", "backing"):
+        if name in options:
+            raise ProgramError(f"Cannot find device='' nor node-name='{options[name]}'")
     await disk.reopen(writable=writable, cache=cache, options=options)
 
 

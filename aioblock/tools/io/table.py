@@ -100,7 +100,7 @@ COMMANDS = (
     Command("help", help_, "help for one or all commands", "[command]", "?", most=1, needs_image=False),
     Command("info", info, "prints information about the current file", alias="i"),
     Command("length", length, "gets the length of the current file", alias="l"),
-    Command("map", map_, "prints the allocated areas of a file"),
+    Command("map", map_, "prints the allocated areas of a file", ""),
     Command(
         "open",
         open_,
@@ -161,7 +161,7 @@ The image is writable and every write stable when it is done, unless an option s
     ),
     Command("resume", resume, "resumes the request tagged as tag", "tag", "", 1, 1),
     Command("sigraise", sigraise, "raises a signal", "signal", "", 1, 1, needs_image=False),
-    Command("sleep", sleep, "waits for the given value in milliseconds", "", "", 1, 1, needs_image=False),
+    Command("sleep", sleep, "waits for the given value in milliseconds", None, "", 1, 1, needs_image=False),
     Command(
         "truncate",
         truncate,
