@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from aioblock.api.new_files import removed_on_failure
     from aioblock.api.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshots
     from aioblock.core.secrets import Secret
+    from aioblock.graph.creating import typed_options
     from aioblock.graph.layers import find_layer
     from aioblock.graph.objects import OBJECT_TYPES, make_object
     from aioblock.jobs.compare import Difference
@@ -116,6 +117,7 @@ _ELSEWHERE = {
     "api.new_files": ("removed_on_failure",),
     "api.snapshots": ("snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"),
     "core.secrets": ("Secret",),
+    "graph.creating": ("typed_options",),
     "graph.layers": ("find_layer",),
     "graph.objects": ("OBJECT_TYPES", "make_object"),
     "jobs.compare": ("Difference",),
@@ -234,5 +236,6 @@ __all__ = [
     "snapshots",
     "status_names",
     "target_options",
+    "typed_options",
     "with_context",
 ]

@@ -1,12 +1,13 @@
 """Creating images: the options checked, the storage made, the format written into it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from aioblock.base.errors import NotSupported, OptionError
 from aioblock.base.flags import PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE
 from aioblock.base.options import Options
+from aioblock.base.units import parse_size
 from aioblock.blockio.child import Child
 from aioblock.core.driver import BlockDriver
 from aioblock.core.eager import cancelled_once, to_end
@@ -17,7 +18,7 @@ from aioblock.graph.names import beside, protocol_of, strip_protocol
 from aioblock.graph.opening import close_edge, open_root
 from aioblock.graph.settings import OpenSettings
 
-__all__ = ["create_image", "create_options"]
+__all__ = ["create_image", "create_options", "typed_options"]
 
 
 def create_options(format: str, protocol: type[BlockDriver] | None = None) -> tuple[CreateOption, ...]:
@@ -47,6 +48,8 @@ async def create_image(
     protocol = protocol_of(name)
     known = create_options(format, protocol)
     values = typed_options(known, options)
+    if values.get("size", 0) >= 1 << 63:
+        raise OptionError("No image is 2^63 bytes long, or longer", option="size")
     for option in known:
         if option.names is not None and option.name in values:
             values[option.name] = find_object(objects or {}, values[option.name], option.names)
@@ -88,21 +91,36 @@ async def _nothing(_: None) -> None:
     """A file that was written is not unwritten."""
 
 
-def typed_options(known: tuple[CreateOption, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of options in their kinds; those not given are absent. Raises: OptionError."""
-    reader = Options(options)
+def typed_options(known: Sequence[CreateOption], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options in their kinds, checked in the order in which they are given. Raises: OptionError."""
+    kinds = {option.name: option.kind for option in known}
     values: dict[str, Any] = {}
-    for option in known:
-        if option.name not in reader:
-            continue
-        if option.kind == "size":
-            values[option.name] = reader.take_size(option.name)
-        elif option.kind == "int":
-            values[option.name] = reader.take_int(option.name)
-        elif option.kind == "bool":
-            values[option.name] = reader.take_bool(option.name)
+    for name, value in options.items():
+        kind = kinds.get(name)
+        reader = Options({name: value})
+        if kind is None:
+            raise OptionError(f"Invalid parameter '{name}'", option=name)
+        if kind == "size":
+            values[name] = _size(name, value)
+        elif kind == "int":
+            values[name] = reader.take_int(name)
+        elif kind == "bool":
+            values[name] = reader.take_bool(name)
         else:
-            values[option.name] = reader.take_str(option.name)
-    if unknown := reader.leftover():
-        raise OptionError(f"Invalid parameter '{unknown[0]}'", option=unknown[0])
+            values[name] = reader.take_str(name)
     return values
+
+
+def _size(name: str, value: object) -> int:
+    try:
+        size = parse_size(str(value), limit=1 << 200)
+    except OptionError:
+        raise OptionError(
+            f"Parameter '{name}' expects a non-negative number below 2^64\n"
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+            "and exabytes, respectively.",
+            option=name,
+        ) from None
+    if size >= 1 << 64:
+        raise OptionError(f"Value '{value}' is out of range for parameter '{name}'", option=name)
+    return size

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..program import CACHE_MODES, ProgramError, error_text, run
 from .asked import Asked, OptionList, long_options
 from .command import opened, usage_error
-from .create import option_line, typed
+from .create import option_line
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 async def _amend(disk: "BlockBackend", given: OptionList, force: bool, progress: Progress) -> None:
     """Change the image. Raises: ProgramError."""
-    from aioblock import BlockError, OptionError
+    from aioblock import BlockError, OptionError, typed_options
 
     driver = disk.node.driver
     _check_amendable(driver.name)
@@ -63,7 +63,7 @@ async def _amend(disk: "BlockBackend", given: OptionList, force: bool, progress:
         for name in strings:
             if name in creation:
                 raise OptionError(f"Invalid parameter '{name}'\nThis option is only supported for image creation")
-        values = typed(driver.amend_options, strings)
+        values = typed_options(driver.amend_options, strings)
     except OptionError as error:
         raise ProgramError(error_text(error)) from error
     progress.begin()

@@ -8,7 +8,7 @@ from ..program import CACHE_MODES, ProgramError, error_text, objects, print_erro
 from .asked import Asked, long_options
 from .bitmap_copy import check_source_bitmaps, copy_bitmaps
 from .command import SECTOR, check_image_opts, opened, parse_number, parse_size_argument
-from .create import creation_error, print_option_help, typed
+from .create import creation_error, print_option_help
 from .progress import Progress
 from .snapshot_source import opened_at, parse_snapshot
 
@@ -181,7 +181,7 @@ def _target_options(asked: _Asked, format: str) -> dict[str, Any]:
         raise ProgramError(f"Unknown file format '{format}'")
     try:
         known = aioblock.create_options(format, asked.target)
-        values = typed(known, asked.given.values())
+        values = aioblock.typed_options(known, asked.given.values())
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
     names = {option.name for option in known}

@@ -19,7 +19,6 @@ __all__ = [
     "main",
     "option_line",
     "print_option_help",
-    "typed",
 ]
 
 USAGE = "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"
@@ -63,7 +62,7 @@ async def _create(asked: _Asked, name: str, size: int | None) -> int:
         strings = asked.given.values()
         if size is not None and "size" in strings:
             raise aioblock.OptionError("The image size must be specified only once")
-        values = typed(known, strings)
+        values = aioblock.typed_options(known, strings)
         names = {option.name for option in known}
         if asked.backing is not None:
             if "backing_file" not in names:
@@ -121,40 +120,6 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
     if "backing_fmt" not in values:
         hint = f"\nDetected format of {detected}." if detected is not None else ""
         raise aioblock.OptionError(f"Backing file specified without backing format{hint}")
-
-
-def typed(known: "Sequence[CreateOption]", strings: Mapping[str, str]) -> dict[str, Any]:
-    """The values of options in their kinds, checked in the order in which they were given. Raises: OptionError."""
-    from aioblock import OptionError, parse_size
-
-    kinds = {option.name: option.kind for option in known}
-    values: dict[str, Any] = {}
-    for name, text in strings.items():
-        kind = kinds.get(name)
-        if kind is None:
-            raise OptionError(f"Invalid parameter '{name}'", option=name)
-        if kind == "size":
-            try:
-                values[name] = parse_size(text, limit=1 << 64)
-            except OptionError:
-                raise OptionError(
-                    f"Parameter '{name}' expects a non-negative number below 2^64\n"
-                    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                    "and exabytes, respectively.",
-                    option=name,
-                ) from None
-        elif kind == "bool":
-            if text not in ("on", "off"):
-                raise OptionError(f"Parameter '{name}' expects 'on' or 'off'", option=name)
-            values[name] = text == "on"
-        elif kind == "int":
-            try:
-                values[name] = int(text, 0)
-            except ValueError:
-                raise OptionError(f"Parameter '{name}' expects a number", option=name) from None
-        else:
-            values[name] = text
-    return values
 
 
 def format_options(known: "Sequence[CreateOption]", values: Mapping[str, Any]) -> str:

@@ -57,21 +57,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(text: str) -> tuple[int, int]:
     """The sign of a size, 0 where it has none, and the size. Raises: ProgramError."""
-    from aioblock import OptionError, parse_size
+    from aioblock import CreateOption, OptionError, typed_options
 
     sign = {"+": 1, "-": -1}.get(text[:1], 0)
-    number = text[1:] if sign else text
     try:
-        size = parse_size(number, limit=1 << 200)
-    except OptionError:
-        raise ProgramError(
-            "Parameter 'size' expects a non-negative number below 2^64\n"
-            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-            "and exabytes, respectively."
-        ) from None
-    if size >= 1 << 64:
-        raise ProgramError(f"Value '{number}' is out of range for parameter 'size'")
-    return sign, size
+        return sign, typed_options([CreateOption("size", "size", "")], {"size": text[1:] if sign else text})["size"]
+    except OptionError as error:
+        raise ProgramError(error_text(error)) from error
 
 
 async def _resize(disk: "BlockBackend", length: int, prealloc: str, shrink: bool) -> None:
