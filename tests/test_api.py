@@ -40,9 +40,25 @@ def test_every_verb_says_what_it_does(name):
 @pytest.mark.slow
 def test_the_import_is_light():
     """Programs that only look at an image start quickly."""
-    code = "import sys, aioblock; print([name for name in ('numpy', 'zstandard', 'uvloop') if name in sys.modules])"
+    heavy = (
+        "numpy",
+        "zstandard",
+        "uvloop",
+        "aioblock.jobs",
+        "aioblock.api.converting",
+        "aioblock.drivers.formats.qcow2",
+    )
+    code = f"import sys, aioblock; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_every_name_that_is_loaded_later_is_a_public_one():
+    later = [name for names in aioblock._ELSEWHERE.values() for name in names]
+    assert sorted(later) == sorted({*later} & {*aioblock.__all__})
+    assert {*aioblock.__all__} <= {*dir(aioblock)}
+    with pytest.raises(AttributeError, match="nosuch"):
+        aioblock.nosuch  # noqa: B018
 
 
 def test_drivers():

@@ -90,6 +90,8 @@ async def rebase(
     Raises: as `open`; OptionError where the format is missing, or the name cannot be stored; PositionedError, whose
     `source` is 0 for the old chain and 1 for the new one; NotSupported; OSError.
     """
+    if backing_disk is not None and (backing is None or unsafe):
+        raise ValueError("backing_disk is what the name of a backing file means, for a rebase that looks at it")
     async with AsyncExitStack() as stack:
         disk = await stack.enter_async_context(opened(image, format=format, how=how, writable=True, backing=not unsafe))
         if backing is not None and backing_format is None and disk.node.driver.supports_backing:
@@ -97,7 +99,7 @@ async def rebase(
         if unsafe:
             await disk.change_backing_file(backing, backing_format)
             return
-        new = backing_disk if backing is not None else None
+        new = backing_disk
         if new is None and backing is not None:
             below: Opening = {**how}
             below.pop("snapshot", None)

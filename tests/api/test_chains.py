@@ -93,3 +93,18 @@ async def test_rebase_needs_the_format(chain):
     with pytest.raises(FileNotFoundError, match="nosuch"):
         await aioblock.rebase("top.qcow2", "nosuch", backing_format="raw", format="qcow2")
     assert (await aioblock.info("top.qcow2")).backing_filename == "base.qcow2"
+
+
+async def test_rebase_with_a_backing_file_that_is_open(chain):
+    """As one is that its name alone does not open: here, a part of a larger file."""
+    with open("base.raw", "wb") as file:
+        file.write(bytes(65536) + await content("base.qcow2"))
+    part = {"driver": "raw", "offset": 65536, "file": {"driver": "file", "filename": "base.raw"}}
+    async with await aioblock.open(part) as disk:
+        with pytest.raises(ValueError, match="backing_disk"):
+            await aioblock.rebase("top.qcow2", None, backing_disk=disk, format="qcow2")
+        name = 'json:{"driver": "raw", "offset": 65536, "file": {"driver": "file", "filename": "base.raw"}}'
+        await aioblock.rebase("top.qcow2", name, backing_format="raw", backing_disk=disk, format="qcow2")
+        assert await disk.pread(0, 1) == chain.data[:1]
+    async with await aioblock.open("top.qcow2", trust=aioblock.TRUST_ALL) as disk:
+        assert await disk.pread(0, disk.length) == chain.data

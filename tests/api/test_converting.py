@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -176,6 +178,38 @@ async def test_a_source_that_cannot_be_read(tmp_path, there):
     named = [f"'{tmp_path / 'x'}' was there before, and is incomplete now"] if there else []
     assert getattr(error, "__notes__", []) == named
     assert not open_files(tmp_path)
+
+
+async def test_which_of_several_sources_it_was(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(pattern(65536, 1))
+    names = [tmp_path / "one", _broken(tmp_path / "two", 4096)]
+    with pytest.raises(aioblock.PositionedError, match="reading at byte 65536") as caught:
+        await aioblock.convert(names, tmp_path / "x", source_format="raw")
+    assert (caught.value.source, caught.value.filename) == (1, str(tmp_path / "two"))
+    async with await aioblock.open(names[1]) as disk:
+        with pytest.raises(aioblock.PositionedError) as caught:
+            await aioblock.convert(disk, tmp_path / "x")
+    assert caught.value.filename is None and not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+async def test_a_target_that_cannot_be_written(tmp_path):
+    """Its name is told, and the file that is too large for the limit is gone."""
+    (tmp_path / "source").write_bytes(pattern(65536, 1))
+    code = (
+        "import asyncio, resource, signal, sys, aioblock\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "try:\n"
+        "    asyncio.run(aioblock.convert(sys.argv[1], sys.argv[2], format='qcow2'))\n"
+        "except aioblock.PositionedError as error:\n"
+        "    print(error.action, error.filename, error.error.errno)\n"
+    )
+    argv = [sys.executable, "-c", code, tmp_path / "source", tmp_path / "x"]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, check=True)
+    assert done.stdout == f"write {tmp_path / 'x'} {errno.EFBIG}\n"
+    assert os.listdir(tmp_path) == ["source"]
 
 
 async def test_what_cannot_be_read_becomes_zeroes_where_that_is_asked_for(tmp_path):
