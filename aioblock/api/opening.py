@@ -47,7 +47,7 @@ class Opening(TypedDict, total=False):
 
 
 async def open(
-    name: str | os.PathLike[str] | Mapping[str, Any],
+    name: ImageName,
     *,
     format: str | None = None,
     options: Mapping[str, Any] | None = None,

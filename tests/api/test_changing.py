@@ -22,6 +22,7 @@ def _leak(path):
         file.write((1).to_bytes(2, "big"))
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 async def test_check_and_repair(chain):
     require("qemu-img")
@@ -39,6 +40,7 @@ async def test_check_and_repair(chain):
     assert await content("top.qcow2") == chain.data
 
 
+@pytest.mark.slow
 async def test_a_repair_that_is_cancelled_has_ended_when_the_call_has(chain, tmp_path):
     number = 1
     while True:

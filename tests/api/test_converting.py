@@ -150,6 +150,7 @@ async def test_bitmaps(chain):
     assert not os.path.exists("new")
 
 
+@pytest.mark.slow
 async def test_an_encrypted_target(chain):
     secret = {"s": aioblock.Secret(b"word")}
     options = {"encrypt.format": "luks", "encrypt.key-secret": "s", "encrypt.iter-time": 10}

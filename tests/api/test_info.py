@@ -75,6 +75,7 @@ async def test_an_open_image_needs_no_words_about_opening(tmp_path):
             await aioblock.info(disk, format="qcow2", force_share=True)
 
 
+@pytest.mark.slow
 async def test_an_encrypted_image_needs_no_secret(tmp_path):
     secret = {"s": aioblock.Secret(b"word")}
     options = {"encrypt.format": "luks", "encrypt.key-secret": "s", "encrypt.iter-time": 10}

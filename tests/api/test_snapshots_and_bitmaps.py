@@ -42,6 +42,7 @@ def _theirs(name):
     return {bitmap["name"]: bitmap for bitmap in found["format-specific"]["data"].get("bitmaps", [])}
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 async def test_bitmaps(chain):
     require("qemu-img")
