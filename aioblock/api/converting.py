@@ -115,12 +115,20 @@ async def convert(
             if bitmaps:
                 await copy_bitmaps(sources[0], disk)
 
+        def check_backing(keep_backing: bool) -> None:
+            if base is not None and not keep_backing:
+                raise ValueError("base is for a target that leaves the rest to its backing file")
+            if skip and keep_backing:
+                raise ValueError("a backing file does not move along with the part of the source behind skip")
+
         if isinstance(target, BlockBackend):
+            check_backing(bool(keep_backing))
             await fill(target, None, keep_backing=bool(keep_backing), is_zero=bool(target_is_zero))
             return
         name, made = os.fspath(target), format or "raw"
         values = target_options(made, name, options, sources=len(sources), compressed=compressed)
         values["size"] = _length(sources, skip, nbytes)
+        check_backing("backing_file" in values)
         files = await files_of(made, name, values)
         await check_not_read(files, [source.node for source in sources])
         async with removed_on_failure(*files):

@@ -86,6 +86,23 @@ async def test_layers_above_a_base(chain):
         await aioblock.convert("tip.qcow2", "new", format="qcow2", options=options, base="nosuch")
 
 
+async def test_what_a_backing_file_cannot_give(chain):
+    options = {"backing_file": "base.qcow2", "backing_fmt": "qcow2"}
+    with pytest.raises(ValueError, match="does not move along"):
+        await aioblock.convert("top.qcow2", "new", format="qcow2", options=options, skip=65536)
+    with pytest.raises(ValueError, match="leaves the rest"):
+        await aioblock.convert("top.qcow2", "new", base="base.qcow2")
+    await aioblock.create("copy", "qcow2", options)
+    async with await aioblock.open("copy", format="qcow2", writable=True) as disk:
+        with pytest.raises(ValueError, match="does not move along"):
+            await aioblock.convert("top.qcow2", disk, keep_backing=True, skip=65536)
+        with pytest.raises(ValueError, match="leaves the rest"):
+            await aioblock.convert("top.qcow2", disk, base="base.qcow2")
+        await aioblock.convert("top.qcow2", disk, keep_backing=True, base="base.qcow2", nbytes=MIB)
+        assert await disk.pread(0, MIB) == chain.data[:MIB]
+    assert not os.path.exists("new")
+
+
 async def test_the_caller_is_trusted_with_names_elsewhere(chain, tmp_path):
     """A backing file outside the directory of the target was named by the caller, not by an image."""
     (tmp_path / "below").mkdir()
