@@ -59,6 +59,8 @@ async def reopen(
             _change_options(root, nest(options))
         try:
             await _change(root, read_only, mode)
+            if options:
+                await _measure(root.node)
         except BaseException:
             if options:
                 discard = "unmap" if unmap else "ignore"
@@ -78,10 +80,8 @@ def _change_options(root: Child, options: Mapping[str, Any]) -> None:
     detect_zeroes = given.take_choice("detect-zeroes", DETECT_ZEROES, node.detect_zeroes)
     require_unmap(detect_zeroes, unmap)
     for name, value in flatten(options).items():
-        if name in _GENERIC:
-            continue
-        if name.partition(".")[0] not in names and node.options.get(name) != value:
-            raise OptionError(f"Cannot change the option '{name}'", option=name)
+        if name not in _GENERIC and name.partition(".")[0] not in names:
+            _require_unchanged(node, name, value)
     wanted = {name: value for name, value in options.items() if name in names}
     node.driver.change_options(Options(overlaid(node.runtime_options, wanted)), unmap=unmap)
     node.reopened_with = wanted
@@ -90,6 +90,30 @@ def _change_options(root: Child, options: Mapping[str, Any]) -> None:
     for edge in _path(root):
         if edge.node.unmap == before:
             edge.node.unmap = unmap
+
+
+async def _measure(node: BlockNode) -> None:
+    """Options may say how long a node is. Raises: BitmapError where a dirty bitmap cannot follow."""
+    length = await node.driver.getlength()
+    if length != node.length:
+        for bitmap in node.bitmaps.values():
+            bitmap.require()
+        node.length = length
+        for bitmap in node.bitmaps.values():
+            bitmap.truncate(length)
+
+
+def _require_unchanged(node: BlockNode, name: str, value: Any) -> None:
+    """Check that an option, perhaps of a child (`file.driver`), has the value that it has. Raises: OptionError."""
+    child, dot, rest = name.partition(".")
+    while dot and child in node.children:
+        node, name = node.children[child].node, rest
+        child, dot, rest = name.partition(".")
+    if name == "auto-read-only":  # what it allows is done by `writable` here
+        Options({name: value}).take_bool(name)
+        return
+    if {"driver": node.driver.name, "node-name": node.name}.get(name, node.options.get(name)) != value:
+        raise OptionError(f"Cannot change the option '{name}'", option=name)
 
 
 async def _change(root: Child, read_only: bool, mode: CacheMode) -> None:

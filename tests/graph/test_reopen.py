@@ -303,3 +303,44 @@ async def test_what_could_not_be_reopened_discards_as_before(tmp_path, monkeypat
         with pytest.raises(OSError, match="no"):
             await disk.reopen(writable=True, options={"discard": "unmap", "detect-zeroes": "on"})
         assert (disk.node.unmap, disk.node.file.node.unmap, disk.node.detect_zeroes) == (False, False, "off")
+
+
+async def test_options_of_children_may_only_be_repeated(tmp_path):
+    path = tmp_path / "x.qcow2"
+    await aioblock.create(tmp_path / "base.qcow2", "qcow2", size=MIB)
+    await aioblock.create(path, "qcow2", {"backing_file": "base.qcow2", "backing_fmt": "qcow2"})
+    names = {"node-name": "top", "file.node-name": "f", "backing.node-name": "b"}
+    async with await aioblock.open(path, format="qcow2", options=names) as disk:
+        await disk.reopen(options=names | {"driver": "qcow2", "file.driver": "file", "backing.file.driver": "file"})
+        for name in (
+            "driver",
+            "file.driver",
+            "backing.driver",
+            "backing.file.driver",
+            *names,
+            "backing.foo",
+            "foo.bar",
+        ):
+            with pytest.raises(OptionError, match=f"Cannot change the option '.*{name.rpartition('.')[2]}'"):
+                await disk.reopen(options={name: "other"})
+
+
+async def test_another_range_of_a_raw_file(tmp_path):
+    path = tmp_path / "x.raw"
+    path.write_bytes(bytes(1024) + b"a" * 1024 + b"b" * 2048)
+    async with await aioblock.open(path, format="raw", options={"offset": 1024}, writable=True) as disk:
+        await disk.bitmap_add("dirty", persistent=False)
+        await disk.reopen(options={"size": 2048})
+        assert disk.length == 2048 and await disk.pread(1020, 8) == b"aaaabbbb"
+        for options, message in (
+            ({"size": 4096}, "has to be smaller or equal"),
+            ({"offset": 5000}, "cannot be greater than size"),
+            ({"size": 1000}, "not multiple of 512"),
+        ):
+            with pytest.raises(OptionError, match=message):
+                await disk.reopen(options=options)
+            assert disk.length == 2048 and await disk.pread(1020, 8) == b"aaaabbbb"
+        await disk.pwrite(0, b"x")
+        await disk.reopen(options={"offset": 2048, "size": 512})
+        assert disk.length == 512 and await disk.pread(0, 512) == b"b" * 512
+    assert path.read_bytes()[1024:1026] == b"xa"

@@ -15,6 +15,7 @@ from aioblock.core.limits import BlockLimits
 from aioblock.core.registry import PROBE_BYTES, probe_format
 
 if TYPE_CHECKING:
+    from aioblock.base.options import Options
     from aioblock.core.context import OpenContext
     from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.io import BlockIO
@@ -36,14 +37,15 @@ class RawDriver(BlockDriver):
     name = "raw"
     kind = "format"
     naming_options = frozenset({"offset", "size"})
+    runtime_options = frozenset({"offset", "size"})
     supported_write_flags = REQ_FUA | REQ_UNCHANGED
     supported_zero_flags = REQ_MAY_UNMAP | REQ_FUA | REQ_NO_FALLBACK
     create_options = (SIZE_OPTION,)
 
-    def __init__(self, file: "BlockIO", offset: int = 0, size: int | None = None, *, probed: bool = False) -> None:
+    def __init__(self, file: "BlockIO", *, probed: bool = False) -> None:
         self.file = file
-        self._offset = offset
-        self._size = size
+        self._offset = 0
+        self._size: int | None = None
         self._probed = probed
         self._head = asyncio.Lock()  # held while the first bytes of a probed image are looked at and changed
         self.limits = BlockLimits()
@@ -63,10 +65,18 @@ class RawDriver(BlockDriver):
     @classmethod
     async def open(cls, context: "OpenContext") -> Self:
         """Options: `offset` and `size`, the range of the file that is the disk; without `size` up to the file's end."""
-        offset = context.options.take_size("offset", None)
-        size = context.options.take_size("size", None)
+        given = [context.options.take_size(name, None) for name in ("offset", "size")]
         file = await context.open_child(Role.FILE)
-        real = file.length
+        driver = cls(file, probed=context.probed)
+        driver._set_range(*given)
+        return driver
+
+    def change_options(self, options: "Options", *, unmap: bool) -> None:
+        """Take another `offset` and `size`."""
+        self._set_range(options.take_size("offset", None), options.take_size("size", None))
+
+    def _set_range(self, offset: int | None, size: int | None) -> None:
+        real = self.file.length
         if offset is not None and offset > real:
             raise OptionError(
                 f"Offset ({offset}) cannot be greater than size of the containing file ({real})", option="offset"
@@ -80,7 +90,7 @@ class RawDriver(BlockDriver):
                 )
             if size % _SECTOR:
                 raise OptionError("Specified size is not multiple of 512", option="size")
-        return cls(file, offset or 0, size, probed=context.probed)
+        self._offset, self._size = offset or 0, size
 
     @classmethod
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:

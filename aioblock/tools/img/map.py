@@ -76,8 +76,16 @@ async def _tables(disk: "BlockBackend", start: int, end: int) -> AsyncGenerator[
     except (OSError, BlockError) as error:
         raise ProgramError(f"Could not read file metadata: {error_text(error)}") from error
     if end > disk.length:
-        yield runs.pad(end - disk.length)
+        yield runs.pad(end - disk.length, whole_blocks=_block_of(disk) >= SECTOR)
     yield runs.rest()
+
+
+def _block_of(disk: "BlockBackend") -> int:
+    """The smallest request of the file that holds the image, in bytes: more than one with O_DIRECT."""
+    node = disk.node
+    while node.file is not None:
+        node = node.file.node
+    return node.limits.request_alignment
 
 
 class _Runs:
@@ -105,13 +113,17 @@ class _Runs:
         """The runs that are complete now, as a table, and the names of the files that it means."""
         return self._joined(self._table(batch))
 
-    def pad(self, nbytes: int) -> tuple[Any, list[str]]:
-        """The rest of the last sector of an image that does not fill it: zeroes, as if they lay in the file."""
+    def pad(self, nbytes: int, *, whole_blocks: bool) -> tuple[Any, list[str]]:
+        """The rest of the last sector of an image that does not fill it: zeroes, as if they lay in the file.
+
+        `whole_blocks`: nobody reads less than the sector, so its rest is what its beginning is.
+        """
         padding = self._pending.copy()
         padding[self.START] += padding[self.LENGTH]
         padding[self.OFFSET] += padding[self.LENGTH]
         padding[self.LENGTH] = nbytes
-        padding[self.KIND] = padding[self.KIND] & ~self.DATA | self.ZERO
+        if not whole_blocks:
+            padding[self.KIND] = padding[self.KIND] & ~self.DATA | self.ZERO
         return self._joined(padding)
 
     def _joined(self, table: Any) -> tuple[Any, list[str]]:

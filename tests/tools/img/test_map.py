@@ -60,6 +60,7 @@ RANGES = [
         "--image-opts driver=qcow2,file.filename=top.qcow2",
         'json:{"driver":"raw","offset":512,"size":1024,"file":{"driver":"file","filename":"x.raw"}}',
         "null-co://",
+        "--image-opts driver=raw,file.driver=file,file.filename=odd.raw,cache.direct=on",
     ],
 )
 @pytest.mark.slow
