@@ -13,6 +13,7 @@ __all__ = ["register_all"]
 
 _TABLE = (
     ("file", "protocol", "aioblock.drivers.protocols.posix.file", "FileDriver"),
+    ("host_cdrom", "protocol", "aioblock.drivers.protocols.posix.host_device", "HostCdromDriver"),
     ("host_device", "protocol", "aioblock.drivers.protocols.posix.host_device", "HostDeviceDriver"),
     ("memory", "protocol", "aioblock.drivers.protocols.memory", "MemoryDriver"),
     ("null-co", "protocol", "aioblock.drivers.protocols.null", "NullDriver"),

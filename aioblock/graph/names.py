@@ -63,9 +63,11 @@ def check_path(name: str) -> None:
 
 
 def strip_protocol(name: str) -> str:
-    """The path in `file:path`, so that it is a path by itself too; any other name as it is."""
-    path = name.removeprefix("file:")
-    return f"./{path}" if path != name and has_protocol(path) else path
+    """The path in `file:path` (`host_device:`, `host_cdrom:`), as one that is a path by itself; others as they are."""
+    prefix, _, path = name.partition(":")
+    if prefix not in ("file", "host_device", "host_cdrom"):
+        return name
+    return f"./{path}" if has_protocol(path) else path
 
 
 def to_options(name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Who names a file decides how far it is trusted: the caller's names and options a
 an image only as far as the trust policy lets it. On any failure everything that was opened is closed again.
 """
 
+import errno
 import itertools
 import re
 from collections.abc import Mapping
@@ -117,11 +118,21 @@ async def _open_driver(node: BlockNode, context: GraphContext) -> BlockDriver:
             raise OptionError(
                 f"Block {kind} '{driver_class.name}' {not_} support the option '{unknown[0]}'", option=unknown[0]
             )
-        node.set_driver(driver, await driver.getlength())
+        node.set_driver(driver, await _length_of(driver))
     except BaseException:
         await driver.close()
         raise
     return driver
+
+
+async def _length_of(driver: BlockDriver) -> int:
+    """The length of a node that was just opened. A drive may be opened while it has no disc: 0 then."""
+    try:
+        return await driver.getlength()
+    except OSError as error:
+        if driver.variable_length and error.errno == errno.ENOMEDIUM:
+            return 0
+        raise
 
 
 def _name_node(node: BlockNode, driver: BlockDriver, context: GraphContext) -> None:

@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
         "--discover", "--list-all", action="store_true", help="try all tests, and name those that could be listed"
     )
     parser.add_argument("--show", action="store_true", help="print what a test that failed printed")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for one test (%(default)s)")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for one test (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests at the same time (%(default)s)")
     parser.add_argument("--bin", type=Path, default=Path(sys.executable).parent, help="where the programs are")
     parser.add_argument("--qemu", action="store_true", help="run QEMU's own programs: is it the machine?")

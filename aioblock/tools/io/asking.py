@@ -16,8 +16,11 @@ __all__ = ["alloc", "info", "length", "map_"]
 
 
 async def length(session: Session, words: Words) -> None:
-    """Print the length of the image."""
-    print(show_bytes(await length_of(session.disk)))
+    """Print the length of the image. Raises: CommandFailed."""
+    try:
+        print(show_bytes(await length_of(session.disk)))
+    except OSError as error:
+        raise CommandFailed(f"getlength: {failure_text(error)}") from None
 
 
 async def info(session: Session, words: Words) -> None:

@@ -1,4 +1,4 @@
-"""`host_device`: a block device of the host; a character device is taken for one of the length it tells, often 0."""
+"""`host_device`, `host_cdrom`: a block device; a character device is taken for one of the length it tells, often 0."""
 
 import errno
 import fcntl
@@ -6,23 +6,28 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from aioblock.base.errors import NotSupported, with_context
 from aioblock.base.flags import REQ_MAY_UNMAP
-from aioblock.core.images import SIZE_OPTION, Prealloc
+from aioblock.core.images import SIZE_OPTION, CreateOption, Prealloc
 from aioblock.drivers.protocols.posix.driver import PosixDriver
 from aioblock.drivers.protocols.posix.fallocate import PUNCH_HOLE, fallocate
 from aioblock.drivers.protocols.posix.locks import ImageLocks
 from aioblock.drivers.protocols.posix.opening import OpenFile, Target, open_file
 
-__all__ = ["HostDeviceDriver"]
+__all__ = ["HostCdromDriver", "HostDeviceDriver"]
 
 _BLKSSZGET: Final = 0x1268  # int: size of a logical sector
 _BLKDISCARD: Final = 0x1277  # u64 offset, u64 length
 _BLKZEROOUT: Final = 0x127F  # u64 offset, u64 length
 _BLKGETSIZE64: Final = 0x80081272  # u64: bytes
 
+_CDROM_DRIVE_STATUS: Final = 0x5326  # int: which slot
+_CDSL_CURRENT: Final = (1 << 31) - 1
+_CDS_DISC_OK: Final = 4
+
+_drive_status: Callable[[int, int, int], int] = fcntl.ioctl
 _ioctl: Callable[[int, int, bytes], Any] = fcntl.ioctl
 # What a device or driver says that has no such command.
 _UNABLE: Final = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -35,7 +40,7 @@ class HostDeviceDriver(PosixDriver):
     variable_length = True
     refusal = "either a character or block device"
     supported_zero_flags = REQ_MAY_UNMAP
-    create_options = (SIZE_OPTION,)
+    create_options: ClassVar[tuple[CreateOption, ...]] = (SIZE_OPTION,)
 
     def __init__(self, target: Target, opened: OpenFile, locks: ImageLocks | None, *, no_flush: bool) -> None:
         self._can_punch = self._can_zero = self._can_discard = True
@@ -104,6 +109,23 @@ class HostDeviceDriver(PosixDriver):
                 raise OSError(errno.ENOSPC, "Cannot grow device files")
         finally:
             await opened.descriptor.close()
+
+
+class HostCdromDriver(HostDeviceDriver):
+    """A drive whose disc may be changed while it is open. While it has none, and where it is no drive: ENOMEDIUM."""
+
+    name = "host_cdrom"
+    create_options = ()
+
+    async def getlength(self) -> int:
+        """The length of the disc that is there now. Raises: OSError ENOMEDIUM."""
+        try:
+            status = _drive_status(self._fd, _CDROM_DRIVE_STATUS, _CDSL_CURRENT)
+        except OSError:
+            status = None
+        if status != _CDS_DISC_OK:
+            raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+        return await super().getlength()
 
 
 def _length_of(fd: int) -> int:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+import aioblock
 from aioblock.base.errors import NotSupported
 from aioblock.base.flags import REQ_MAY_UNMAP
 from aioblock.core.images import Prealloc
 from aioblock.drivers.protocols.posix import host_device as module
-from aioblock.drivers.protocols.posix.host_device import HostDeviceDriver
+from aioblock.drivers.protocols.posix.host_device import HostCdromDriver, HostDeviceDriver
 from tests.kit.fake_context import open_driver, read_from
 from tests.kit.loop_device import loop_device
 from tests.kit.oracle import qemu_img
@@ -163,3 +164,24 @@ async def test_failures_of_a_device(fake: Device) -> None:
             await call
         assert caught.value.errno == errno.EIO
     await driver.close()
+
+
+async def test_a_drive_without_a_disc_has_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError) as caught:
+        driver = await open_driver(HostCdromDriver, {"filename": "/dev/null"}, read_only=True)
+        await driver.getlength()
+    assert caught.value.errno == errno.ENOMEDIUM
+    monkeypatch.setattr(module, "_drive_status", lambda fd, command, slot: 4)
+    assert await driver.getlength() == 0  # that of /dev/null
+    await driver.close()
+
+
+async def test_a_disc_that_is_put_in_later(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    async with await aioblock.open({"driver": "host_cdrom", "filename": device}) as disk:
+        for request in (disk.getlength, lambda: disk.pread(0, 512)):
+            with pytest.raises(OSError) as caught:
+                await request()
+            assert caught.value.errno == errno.ENOMEDIUM
+        monkeypatch.setattr(module, "_drive_status", lambda fd, command, slot: 4)
+        assert await disk.getlength() == SIZE
+        assert await disk.pread(0, 512) == b"x" * 512
