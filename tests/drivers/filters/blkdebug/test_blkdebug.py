@@ -364,3 +364,19 @@ async def test_an_image_survives_an_error_behind_any_step(tmp_path: Path, event:
     await code_of(disk.close())
     async with await aioblock.open(path, format="qcow2") as image:
         assert (await image.check()).corruptions == 0
+
+
+async def test_what_is_copied_on_read_is_told_before_it_is_written(tmp_path: Path) -> None:
+    await aioblock.create(tmp_path / "base.raw", "raw", size=SIZE)
+    (tmp_path / "base.raw").write_bytes(b"b" * SIZE)
+    await aioblock.create(tmp_path / "x.qcow2", "qcow2", {"backing_file": "base.raw", "backing_fmt": "raw"}, size=SIZE)
+    image = {"driver": "qcow2", "file": {"driver": "file", "filename": str(tmp_path / "x.qcow2")}}
+    inject = [rule("cor_write", sector=128, errno=errno.ENOSPC, iotype="write")]
+    filtered = {"driver": "blkdebug", "image": image, "inject-error": inject}
+    options = {"driver": "copy-on-read", "file": filtered}
+    async with await aioblock.open(options, writable=True, trust=aioblock.TRUST_ALL) as disk:
+        assert await disk.pread(0, 4) == b"bbbb"
+        assert await code_of(disk.pread(65536, 4)) == errno.ENOSPC
+    async with await aioblock.open(tmp_path / "x.qcow2") as disk:
+        first, second = await disk.block_status(0, 65536), await disk.block_status(65536, 65536)
+        assert (first.flags & aioblock.ALLOCATED, second.flags & aioblock.ALLOCATED) == (aioblock.ALLOCATED, 0)
