@@ -6,6 +6,7 @@ Without tests: those that are listed to pass, of each format. The last line is '
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from tests.conformance.listed import ListError, passing
 from tests.conformance.programs import MissingProgram, make_programs
 from tests.conformance.suite import FORMATS, SuiteError, cached_suite, names_in
-from tests.conformance.verdicts import Outcome, Verdict, run_test
+from tests.conformance.verdicts import Outcome, Runner, Verdict
 
 
 def arguments() -> argparse.Namespace:
@@ -59,7 +60,8 @@ def main() -> int:
             programs = Path(folder)
             make_programs(programs, None if given.qemu else given.bin)
             with ThreadPoolExecutor(max(given.jobs, 1)) as pool:
-                futures = [pool.submit(run_test, suite, programs, *test, given.limit) for test in wanted]
+                runner = Runner(suite, programs, given.limit)
+                futures = [pool.submit(runner.run, *test) for test in wanted]
                 try:
                     for (fmt, _), future in zip(wanted, futures, strict=True):
                         outcome = future.result()
@@ -67,8 +69,10 @@ def main() -> int:
                         report(fmt, outcome, show=given.show)
                         if outcome.verdict is Verdict.PASS:
                             found.append(f"{fmt} {outcome.test}")
-                finally:
-                    pool.shutdown(cancel_futures=True)
+                except BaseException:  # Ctrl-C, and SIGTERM: see below
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    runner.stop()
+                    raise
     except (SuiteError, MissingProgram, ListError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         print("0 passed, 1 failed")
@@ -84,5 +88,13 @@ def main() -> int:
     return 1 if failed or not counts[Verdict.PASS] else 0
 
 
+def _terminate(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

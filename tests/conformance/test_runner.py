@@ -1,8 +1,10 @@
 """The runner: its lists, its verdicts, where it gets the suite, and what it says at the end; with a suite made up."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,22 +132,27 @@ def test_which_files_are_tests(suite: Path) -> None:
     assert names_in(suite) == ["001", "002", "003", "004", "tests/named"]
 
 
-def conformance(suite: Path, *args: str) -> tuple[int, list[str]]:
-    """Run the command with the made-up suite; its exit status and lines."""
+def start(suite: Path, *args: str) -> "subprocess.Popen[str]":
+    """The command with the made-up suite."""
     bin_folder = suite / "bin"
     bin_folder.mkdir(exist_ok=True)
     for name in ("aioblock-img", "aioblock-io", "aioblock-nbd"):
         (bin_folder / name).touch()
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.conformance", "--bin", str(bin_folder), "--format", "raw", *args],
         cwd=ROOT,
         env=os.environ | {"AIOBLOCK_CONFORMANCE_CACHE": str(suite.parents[2])},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=50,
-        check=False,
     )
-    return done.returncode, done.stdout.splitlines()
+
+
+def conformance(suite: Path, *args: str) -> tuple[int, list[str]]:
+    """Run it to its end; its exit status and lines."""
+    process = start(suite, *args)
+    out, _ = process.communicate(timeout=50)
+    return process.returncode, out.splitlines()
 
 
 @pytest.mark.slow
@@ -162,6 +169,24 @@ def conformance(suite: Path, *args: str) -> tuple[int, list[str]]:
 def test_what_the_command_says_at_the_end(suite: Path, tests: list[str], status: int, last: str) -> None:
     found = conformance(suite, *tests)
     assert (found[0], found[1][-1]) == (status, last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_ends_what_runs(suite: Path, tmp_path: Path, number: int) -> None:
+    (suite / "check").write_text(
+        f"import os, time\nopen({str(tmp_path / 'begun')!r}, 'w').write(str(os.getpid()))\ntime.sleep(50)\n"
+    )
+    process = start(suite, "001", "002", "--jobs", "1")
+    begun = tmp_path / "begun"
+    while not (begun.exists() and begun.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
 
 
 @pytest.mark.slow

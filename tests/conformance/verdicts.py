@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.conformance.programs import environment
 
-__all__ = ["Outcome", "Verdict", "run_test", "verdict_of"]
+__all__ = ["Outcome", "Runner", "Verdict", "verdict_of"]
 
 _LINE = re.compile(r"^(?P<test>\S+) +(?P<state>pass|fail|not run)\b", re.MULTILINE)
 
@@ -48,31 +48,48 @@ def verdict_of(test: str, status: int, output: str) -> Verdict:
     return Verdict.FAIL if verdict is Verdict.PASS and status != 0 else verdict
 
 
-def run_test(suite: Path, programs: Path, fmt: str, test: str, limit: float) -> Outcome:
-    """Run one test in a folder of its own. After `limit` seconds it is ended with all that it started, and failed."""
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="iot-") as work, tempfile.TemporaryFile() as output:
-        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_THERE}
-        process = subprocess.Popen(
-            [sys.executable, "check", f"-{fmt}", test],
-            cwd=suite,
-            env=inherited | environment(programs, Path(work)),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        late = ""
-        try:
-            process.wait(limit)
-        except subprocess.TimeoutExpired:
-            late = f"\nno end in {limit:g} s\n"
-        finally:
+class Runner:
+    """Runs tests, several at the same time from several threads."""
+
+    def __init__(self, suite: Path, programs: Path, limit: float) -> None:
+        """`programs`: the folder that `make_programs` has filled. `limit`: seconds for one test."""
+        self._suite, self._programs, self._limit = suite, programs, limit
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, fmt: str, test: str) -> Outcome:
+        """Run one test in a folder of its own. At the limit it is ended with all that it started, and has failed."""
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="iot-") as work, tempfile.TemporaryFile() as output:
+            inherited = {name: value for name, value in os.environ.items() if name not in _NOT_THERE}
+            process = subprocess.Popen(
+                [sys.executable, "check", f"-{fmt}", test],
+                cwd=self._suite,
+                env=inherited | environment(self._programs, Path(work)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._running.add(process)
+            late = ""
+            try:
+                process.wait(0 if self._stopped else self._limit)
+            except subprocess.TimeoutExpired:
+                late = f"\nno end in {self._limit:g} s\n"
+            finally:
+                _end(process)
+                self._running.discard(process)
+            output.seek(0)
+            text = output.read().decode(errors="replace").replace("\r", "\n") + late
+        verdict = Verdict.FAIL if late else verdict_of(Path(test).name, process.returncode, text)
+        return Outcome(test, verdict, text, time.monotonic() - begun)
+
+    def stop(self) -> None:
+        """End all that run; who runs another one afterwards sees it fail."""
+        self._stopped = True
+        for process in tuple(self._running):
             _end(process)
-        output.seek(0)
-        text = output.read().decode(errors="replace").replace("\r", "\n") + late
-    verdict = Verdict.FAIL if late else verdict_of(Path(test).name, process.returncode, text)
-    return Outcome(test, verdict, text, time.monotonic() - begun)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
