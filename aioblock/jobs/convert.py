@@ -9,9 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from aioblock.base.buffers import aligned_buffer, is_zero
+from aioblock.base.buffers import aligned_buffer
 from aioblock.base.errors import BlockError, NotSupported
 from aioblock.base.flags import REQ_COMPRESSED, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.eager import Finished, settle, start
@@ -19,11 +18,14 @@ from aioblock.core.node import BlockNode
 from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.errors import PositionedError
 from aioblock.jobs.plan import COPY, SECTOR, SKIP, Piece, Plan
+from aioblock.jobs.sparse import parts
 
 __all__ = ["convert"]
 
 BUFFER = 2 << 20
 """How much one copier reads at a time: long enough for the storage, short enough to have many of them."""
+COMPRESSED_TOGETHER = 1 << 20
+"""The same where it is compressed, for which one processor then needs some milliseconds. Whole clusters."""
 
 
 async def convert(
@@ -71,7 +73,7 @@ async def convert(
         target_is_zero = await _made_zero(target)
     plan = Plan(
         sources,
-        longest=unit if compressed else BUFFER,
+        longest=max(COMPRESSED_TOGETHER // unit, 1) * unit if compressed else BUFFER,
         granularity=unit,
         keep_backing=keep_backing,
         base=base,
@@ -135,8 +137,20 @@ class _Copying:
     read: int = 0
     began: float = 0.0
     next_piece: asyncio.Lock = field(default_factory=asyncio.Lock)
+    grain: int = 0
+    """The unit in which zeroes are looked for: a power of two, at most `sparse` unless the target needs it."""
+    least: int = 0
+    """How many zero bytes in a row are not written as data."""
     turn: "asyncio.Future[None] | None" = None
     """Done when the writes of the last piece that was handed out have begun."""
+
+    def __post_init__(self) -> None:
+        if self.compressed:  # a cluster is data or it is not, the last one too, which may be short
+            self.grain, self.least = self.plan.granularity, 1
+        else:
+            alignment = self.target.node.limits.request_alignment
+            self.grain = max(1 << (self.sparse.bit_length() - 1) if self.sparse else 0, alignment, SECTOR)
+            self.least = self.sparse
 
     async def run(self, workers: int) -> None:
         self.began = asyncio.get_running_loop().time()
@@ -220,21 +234,14 @@ class _Copying:
 
     async def _write(self, piece: Piece, view: memoryview, begun: "asyncio.Future[None]") -> None:
         """Write what was read; zeroes among it in the way of `_clear`."""
-        if self.compressed:
-            parts = [(0, len(view), not self.sparse or not is_zero(view))]
-        elif self.sparse:
-            parts = _parts(piece.offset, view, self._grain(), self.sparse)
+        if self.sparse:
+            *others, last = parts(piece.offset, view, self.grain, self.least)
         else:
-            parts = [(0, len(view), True)]
-        *others, last = parts
+            others, last = [], (0, len(view), True)
         for offset, end, is_data in others:
             await self._put(piece.offset + offset, view[offset:end], is_data, None)
         offset, end, is_data = last
         await self._put(piece.offset + offset, view[offset:end], is_data, begun)
-
-    def _grain(self) -> int:
-        """The unit in which zeroes are looked for: a power of two, at most `sparse` unless the target needs it."""
-        return max(1 << (self.sparse.bit_length() - 1), self.target.node.limits.request_alignment, SECTOR)
 
     async def _put(self, offset: int, view: memoryview, is_data: bool, begun: "asyncio.Future[None] | None") -> None:
         if not is_data:
@@ -274,34 +281,3 @@ def _first_failure(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The failure that is told: that of the lowest offset where several copiers failed."""
     failures = [error for error in errors.exceptions if isinstance(error, PositionedError)]
     return min(failures, key=lambda error: error.offset) if failures else errors.exceptions[0]
-
-
-def _parts(offset: int, view: memoryview, grain: int, sparse: int) -> list[tuple[int, int, bool]]:
-    """(begin, end, is data) of what becomes of the bytes read at `offset`.
-
-    Units of `grain` bytes are counted from the beginning of the target. Zeroes shorter than `sparse` stay with their
-    neighbours.
-    """
-    import numpy as np
-
-    nbytes = len(view)
-    head = min(-offset % grain, nbytes)
-    tail = head + (nbytes - head) // grain * grain
-    units = np.frombuffer(view[head:tail], np.uint64).reshape(-1, grain // 8)
-    data = np.empty(len(units) + 2, bool)
-    data[1:-1] = np.bitwise_or.reduce(units, axis=1)
-    data[0] = not is_zero(view[:head]) if head else data[1]
-    data[-1] = not is_zero(view[tail:]) if tail < nbytes else data[-2]
-    changes = np.flatnonzero(data[1:] != data[:-1])
-    cuts = [0, *(head + changes * grain).tolist(), nbytes]
-    first = bool(data[0])
-    if len(cuts) == 2:
-        return [(0, nbytes, first)]
-    parts: list[tuple[int, int, bool]] = []
-    for number, (begin, end) in enumerate(pairwise(cuts)):
-        is_data = first ^ bool(number & 1) or end - begin < sparse
-        if parts and parts[-1][2] == is_data:
-            parts[-1] = (parts[-1][0], end, is_data)
-        else:
-            parts.append((begin, end, is_data))
-    return parts

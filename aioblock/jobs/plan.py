@@ -26,6 +26,9 @@ CLEAR: Final = 1
 COPY: Final = 2
 """It is read and written."""
 
+ONE_BY_ONE: Final = 256
+"""How many runs of a source are asked for one by one; only who has more of them has to load NumPy, for 0.1 s."""
+
 Run: TypeAlias = tuple[int, int, int]
 """Begin and end in the target, in bytes, and fate."""
 
@@ -88,14 +91,17 @@ class Plan:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """All pieces, in order and without a gap. Raises: PositionedError."""
         units = _WholeUnits(self.granularity, self.nbytes)
-        joined = _Joined()
+        alike, joined = _Joined(), _Joined()  # before they are cut to units, and behind that
         async with aclosing(self._batches()) as batches:
             async for runs in batches:
                 for run in runs:
                     for part in self._zeroes_decided(run):
-                        for whole in units.add(part):
+                        for whole in units.add(alike.add(part)):
                             for piece in self._cut(joined.add(whole)):
                                 yield piece
+        for whole in units.add(alike.rest()):
+            for piece in self._cut(joined.add(whole)):
+                yield piece
         for piece in self._cut(joined.rest()):
             yield piece
 
@@ -125,10 +131,17 @@ class Plan:
     async def _runs_of(
         self, source: BlockBackend, begin: int, start: int, nbytes: int
     ) -> AsyncGenerator[list[Run], None]:
+        base = (self.base or source.node.below) if self.keep_backing else None
+        stop = start + nbytes
+        for _ in range(ONE_BY_ONE):
+            run = await source.block_status_above(base, start, stop - start)
+            yield [(begin + start, begin + start + run.pnum, self._fate(run.flags))]
+            start += run.pnum
+            if start == stop:
+                return
         import numpy as np
 
-        base = (self.base or source.node.below) if self.keep_backing else None
-        async with aclosing(source.extent_batches(start, nbytes, base=base)) as batches:
+        async with aclosing(source.extent_batches(start, stop - start, base=base)) as batches:
             async for batch in batches:
                 ends = begin + batch.offset + np.cumsum(batch.lengths)
                 left_open = SKIP if self.keep_backing else COPY
@@ -138,6 +151,11 @@ class Plan:
                 last[:-1] = fates[1:] != fates[:-1]
                 stops = ends[last].tolist()
                 yield list(zip([begin + batch.offset, *stops[:-1]], stops, fates[last].tolist(), strict=True))
+
+    def _fate(self, flags: int) -> int:
+        if flags & ZERO:
+            return CLEAR
+        return COPY if flags & DATA or not self.keep_backing else SKIP
 
     def _zeroes_decided(self, run: Run) -> Iterator[Run]:
         begin, end, fate = run
@@ -187,8 +205,10 @@ class _WholeUnits:
         self._unit, self._total = unit, total
         self._at = 0  # everything before has been handed on
 
-    def add(self, run: Run) -> Iterator[Run]:
-        """The runs of whole units that are complete now."""
+    def add(self, run: Run | None) -> Iterator[Run]:
+        """The runs of whole units that are complete now. Two that follow each other have different fates."""
+        if run is None:
+            return
         begin, end, fate = run
         if self._at < begin:  # the unit there began with another run
             stop = min(self._at + self._unit, self._total)

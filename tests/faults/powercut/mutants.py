@@ -212,7 +212,7 @@ REPLACED: list[tuple[str, str, str, str]] = [
         "image.options.lazy_refcounts and table.index in image.l1_dirty",
         "False",
     ),
-    ("compressed.Packer.allocate", "a shared cluster is not counted", "refcounts.count_up(shared)", "True"),
+    ("compressed_write.Packer._place", "a shared cluster is not counted", "refcounts.count_up(shared)", "True"),
 ]
 """Function, what is wrong then, a piece of its source (as `ast.unparse` writes it), and what stands there instead."""
 

@@ -14,7 +14,7 @@ from aioblock.core.images import CreateOption, Measurement, Prealloc
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.formats.qcow2 import status, zeroes
 from aioblock.drivers.formats.qcow2.commit import commit, write_back
-from aioblock.drivers.formats.qcow2.compressed import finish_compressed, write_compressed
+from aioblock.drivers.formats.qcow2.compressed_write import finish_compressed, write_compressed
 from aioblock.drivers.formats.qcow2.create_options import AMEND_OPTIONS, CREATE_OPTIONS
 from aioblock.drivers.formats.qcow2.entries import (
     L2_RESERVED_MASK,
@@ -220,7 +220,6 @@ class Qcow2Driver(WholeImage):
     async def pwritev_compressed(self, offset: int, data: memoryview) -> None:
         """Store clusters compressed; what has a host cluster already, or gets no smaller, is written as it is."""
         image = self.image
-        size = image.cluster_size
         image.check_writable()
         if image.external:
             raise NotSupported  # compressed clusters cannot lie in an external data file
@@ -232,10 +231,7 @@ class Qcow2Driver(WholeImage):
         if offset & image.cluster_mask or (len(data) & image.cluster_mask and offset + len(data) != image.size):
             raise OSError(errno.EINVAL, "Compressed writes take whole clusters")
         try:
-            for at in range(0, len(data), size):
-                part = data[at : at + size]
-                if not await write_compressed(image, offset + at, part):
-                    await write(image, offset + at, part)
+            await write_compressed(image, offset, data)
         except OSError:
             await image.settle_marking()
             raise

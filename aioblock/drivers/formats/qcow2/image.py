@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
     from aioblock.core.objects import NamedObject
     from aioblock.drivers.formats.qcow2.bitmap_directory import BitmapEntry
-    from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer
+    from aioblock.drivers.formats.qcow2.compressed import Decompressed
+    from aioblock.drivers.formats.qcow2.compressed_write import Packer
     from aioblock.drivers.formats.qcow2.data import Data
     from aioblock.drivers.formats.qcow2.extensions import BitmapsExtension
     from aioblock.drivers.formats.qcow2.options import RuntimeOptions

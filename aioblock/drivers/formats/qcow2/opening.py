@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from aioblock.base.errors import CorruptImage, ImageError, NotSupported, OptionError
 from aioblock.core.images import InnerName, Role
-from aioblock.drivers.formats.qcow2.compressed import Decompressed, Packer
+from aioblock.drivers.formats.qcow2.compressed import Decompressed
+from aioblock.drivers.formats.qcow2.compressed_write import Packer
 from aioblock.drivers.formats.qcow2.data import Data, NoData
 from aioblock.drivers.formats.qcow2.encryption import open_encryption
 from aioblock.drivers.formats.qcow2.entries import table_from_bytes

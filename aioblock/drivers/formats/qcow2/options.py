@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from aioblock.base.errors import OptionError
 from aioblock.base.options import Options
+from aioblock.drivers.formats.qcow2.compression import COMPRESSION_LEVELS, compression_name
 from aioblock.drivers.formats.qcow2.overlap import ALWAYS, LEVELS, PARTS
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ RUNTIME_OPTIONS: Final = frozenset(
         "pass-discard-request",
         "pass-discard-snapshot",
         "pass-discard-other",
+        "compression-level",
     )
 )
 
@@ -52,6 +54,8 @@ class RuntimeOptions:
     """Refcounts are written at the end, under the protection of the dirty bit."""
     overlap_check: frozenset[str]
     """The parts of the metadata over which nothing is written."""
+    compression_level: int | None
+    """How hard clusters are compressed that are written so, on the scale of the compression type; None: as usual."""
 
 
 def take_options(options: "Options", header: "Header", *, unmap: bool) -> RuntimeOptions:
@@ -101,7 +105,20 @@ def take_options(options: "Options", header: "Header", *, unmap: bool) -> Runtim
     discard = options.take_bool("pass-discard-request", unmap)
     snapshot = options.take_bool("pass-discard-snapshot", True)
     other = options.take_bool("pass-discard-other", False)
-    return RuntimeOptions(l2_tables, blocks, discard, snapshot, other, lazy, overlap_check)
+    level = _take_level(options, header)
+    return RuntimeOptions(l2_tables, blocks, discard, snapshot, other, lazy, overlap_check, level)
+
+
+def _take_level(options: "Options", header: "Header") -> int | None:
+    """`compression-level`, which QEMU does not have."""
+    level = options.take_int("compression-level", None)
+    levels = COMPRESSION_LEVELS[header.compression_type]
+    if level is not None and level not in levels:
+        kind = compression_name(header.compression_type)
+        raise OptionError(
+            f"compression-level must be between {levels[0]} and {levels[-1]} for {kind}", option="compression-level"
+        )
+    return level
 
 
 def _take_overlap_check(options: "Options") -> frozenset[str]:

@@ -10,11 +10,14 @@ from aioblock.drivers.formats.qcow2.mapping import HOLES, Run, find_run
 
 if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.image import Image
+    from aioblock.drivers.formats.qcow2.tables import CachedTable
 
 __all__ = ["read"]
 
 WINDOW: Final = 8
 """How many runs of one request are read at a time."""
+DECOMPRESSED_BYTES: Final = 1 << 20
+"""How much is decompressed by one thread: few enough to keep all processors busy with a long request."""
 
 
 async def read(image: "Image", offset: int, buffer: memoryview) -> None:
@@ -24,15 +27,15 @@ async def read(image: "Image", offset: int, buffer: memoryview) -> None:
     """
     nbytes = len(buffer)
     table = image.l2.tables.get(offset >> image.table_shift) or await image.l2.fetch(offset >> image.table_shift)
-    run = find_run(image, table, offset, nbytes)
+    run, packed = _find(image, table, offset, nbytes)
     if run.nbytes == nbytes:
-        await _read_run(image, offset, run, buffer)
+        await _read_run(image, offset, run, packed, buffer)
         return
     tasks: list[asyncio.Task[Any]] = []
     try:
         done = 0
         while True:
-            begun = start(_read_run(image, offset + done, run, buffer[done : done + run.nbytes]))
+            begun = start(_read_run(image, offset + done, run, packed, buffer[done : done + run.nbytes]))
             if isinstance(begun, Finished):
                 begun.result()
             else:
@@ -43,7 +46,7 @@ async def read(image: "Image", offset: int, buffer: memoryview) -> None:
             if done == nbytes:
                 break
             table = await image.l2.fetch(offset + done >> image.table_shift)
-            run = find_run(image, table, offset + done, nbytes - done)
+            run, packed = _find(image, table, offset + done, nbytes - done)
         while tasks:
             await tasks[0]
             del tasks[0]
@@ -54,7 +57,23 @@ async def read(image: "Image", offset: int, buffer: memoryview) -> None:
                 _ = task.cancelled() or task.exception()  # another error is raised already
 
 
-async def _read_run(image: "Image", offset: int, run: Run, buffer: memoryview) -> None:
+def _find(image: "Image", table: "CachedTable | None", offset: int, nbytes: int) -> tuple[Run, list[int]]:
+    """As `find_run`; of compressed clusters several are one run here, and their entries come with it."""
+    run = find_run(image, table, offset, nbytes)
+    if run.kind != COMPRESSED:
+        return run, []
+    entries, found = [run.entry], run.nbytes
+    limit = min(DECOMPRESSED_BYTES, nbytes, -offset % (1 << image.table_shift) or 1 << image.table_shift)
+    while found < limit:
+        more = find_run(image, table, offset + found, limit - found)
+        if more.kind != COMPRESSED:
+            break
+        entries.append(more.entry)
+        found += more.nbytes
+    return run._replace(nbytes=found), entries
+
+
+async def _read_run(image: "Image", offset: int, run: Run, packed: list[int], buffer: memoryview) -> None:
     kind = run.kind
     if kind == NORMAL:
         if run.copied or image.read_only:
@@ -69,7 +88,7 @@ async def _read_run(image: "Image", offset: int, run: Run, buffer: memoryview) -
         finally:
             image.end_reading(first, count)
     elif kind == COMPRESSED:
-        await read_compressed(image, run.entry, offset & image.cluster_mask, buffer)
+        await read_compressed(image, packed, offset & image.cluster_mask, buffer)
     elif kind in HOLES and image.backing is not None and offset < image.backing.length:
         if image.event is not None:
             await image.event("read_backing_aio")
