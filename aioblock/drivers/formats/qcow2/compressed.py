@@ -1,6 +1,5 @@
 """Reading compressed clusters, many at a time: one request for streams that lie together, one thread for them all."""
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,7 @@ __all__ = ["INLINE_BYTES", "Decompressed", "read_compressed"]
 
 INLINE_BYTES: Final = 4096
 """So much is (de)compressed at once: a thread would cost more."""
-READ_BYTES: Final = 2 << 20
+READ_BYTES: Final = 1 << 20
 """The most that is read of streams that lie together, in bytes."""
 
 
@@ -83,7 +82,7 @@ async def _load(image: "Image", entries: Sequence[int]) -> list[bytes]:
         kind = image.header.compression_type
         if len(entries) * image.cluster_size <= INLINE_BYTES:
             return decompress_all(streams, image.cluster_size, kind)
-        return await asyncio.get_running_loop().run_in_executor(None, decompress_all, streams, image.cluster_size, kind)
+        return await image.threads.run(decompress_all, streams, image.cluster_size, kind)
     finally:
         for first, count in reading:
             image.end_reading(first, count)

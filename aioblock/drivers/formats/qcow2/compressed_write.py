@@ -102,8 +102,7 @@ async def write_compressed(image: "Image", offset: int, data: memoryview) -> Non
         if len(part) <= INLINE_BYTES:
             streams = compress_all(part, size, kind, level)
         else:
-            loop = asyncio.get_running_loop()
-            streams = await loop.run_in_executor(None, compress_all, part, size, kind, level)
+            streams = await image.threads.run(compress_all, part, size, kind, level)
         await _store(image, offset + at, part, streams)
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.bitmap_directory import BitmapEntry
     from aioblock.drivers.formats.qcow2.compressed import Decompressed
     from aioblock.drivers.formats.qcow2.compressed_write import Packer
+    from aioblock.drivers.formats.qcow2.compression_threads import CompressionThreads
     from aioblock.drivers.formats.qcow2.data import Data
     from aioblock.drivers.formats.qcow2.extensions import BitmapsExtension
     from aioblock.drivers.formats.qcow2.options import RuntimeOptions
@@ -71,6 +72,7 @@ class Image:
     refcounts: "Refcounts"
     packer: "Packer"
     decompressed: "Decompressed"
+    threads: "CompressionThreads"
 
     def __init__(self, file: "BlockIO", header: Header, options: "RuntimeOptions", *, read_only: bool) -> None:
         self.file = file

@@ -6,6 +6,7 @@ from aioblock.base.errors import CorruptImage, ImageError, NotSupported, OptionE
 from aioblock.core.images import InnerName, Role
 from aioblock.drivers.formats.qcow2.compressed import Decompressed
 from aioblock.drivers.formats.qcow2.compressed_write import Packer
+from aioblock.drivers.formats.qcow2.compression_threads import CompressionThreads
 from aioblock.drivers.formats.qcow2.data import Data, NoData
 from aioblock.drivers.formats.qcow2.encryption import open_encryption
 from aioblock.drivers.formats.qcow2.entries import table_from_bytes
@@ -39,6 +40,7 @@ async def open_image(context: "OpenContext") -> Image:
     image.l2 = L2Cache(image, options.l2_tables)
     image.refcounts = Refcounts(image, options.refcount_blocks)
     image.packer = Packer(image)
+    image.threads = CompressionThreads()
     image.decompressed = Decompressed()
     image.l1 = table_from_bytes(await file.pread(header.l1_table_offset, 8 * header.l1_size))
     if context.read_only:
