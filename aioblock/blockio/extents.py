@@ -339,19 +339,23 @@ class _Fold:
         where[0] += offset - starts[0]
         starts[0] = offset
         decided = (self.flags & ALLOCATED) != 0
-        # Boundaries of the lower layer count only where it is asked.
-        place = np.searchsorted(self.starts, starts, "right") - 1
-        new = np.sort(np.concatenate((self.starts, starts[~decided[place] & (starts != self.starts[place])])))
-        above = np.searchsorted(self.starts, new, "right") - 1
-        below = np.searchsorted(starts, new, "right") - 1
-        kept = decided[above]
+        # Boundaries of the lower layer count only where it is asked, so a decided run stays whole.
+        place = np.searchsorted(self.starts, starts, "right")
+        more = ~decided[place - 1] & (starts != self.starts[place - 1])
+        place = place[more]
+        above = np.insert(np.arange(len(self.starts)), place, place - 1)
+        self.starts = np.insert(self.starts, place, starts[more])
+        self.map, self.depth, self.index = self.map[above], self.depth[above], self.index[above]
+        self.flags = self.flags[above]
+        asked = np.flatnonzero(~decided[above])
+        asked_at = self.starts[asked]
+        below = np.searchsorted(starts, asked_at, "right") - 1
         flags = cursor.flags[first:last][below]
         owners = np.array([self._file(node) for node in cursor.owners] + [-1], np.int16)
-        self.map = np.where(kept, self.map[above] + (new - self.starts[above]), where[below] + (new - starts[below]))
-        self.depth = np.where(kept, self.depth[above], np.where(flags & ALLOCATED, cursor.depth, 0)).astype(np.int16)
-        self.index = np.where(kept, self.index[above], owners[cursor.index[first:last][below]])
-        self.flags = np.where(kept, self.flags[above], flags)
-        self.starts = new
+        self.map[asked] = where[below] + (asked_at - starts[below])
+        self.depth[asked] = np.where(flags & ALLOCATED, cursor.depth, 0)
+        self.index[asked] = owners[cursor.index[first:last][below]]
+        self.flags[asked] = flags
         self.undecided = bool(len(self._open()))
 
     def _file(self, node: BlockNode) -> int:

@@ -202,35 +202,36 @@ class _JsonWriter:
         sys.stdout.write("[")
 
     def nothing(self, start: int) -> None:
-        sys.stdout.write(self._line(0) % (start, 0))
+        sys.stdout.write(f'{{ "start": {start}, "length": 0, {self._said(0)}}}')
         self.end()
 
     def write(self, runs: tuple[Any, list[str]]) -> None:
-        import numpy as np
-
         table, _ = runs
         if not table.shape[1]:
             return
-        kinds = table[_Runs.KIND].tolist()
-        lines = {kind: self._line(kind) for kind in set(kinds)}
-        shown = np.ones((table.shape[1], 3), bool)
-        shown[:, 2] = table[_Runs.KIND] & _Runs.HAS_OFFSET != 0
-        values = table[[_Runs.START, _Runs.LENGTH, _Runs.OFFSET]].T[shown].tolist()
-        sys.stdout.write(self._separator + ",\n".join([lines[kind] for kind in kinds]) % tuple(values))
+        starts, lengths, kinds, offsets, _ = table.tolist()
+        said = {kind: self._said(kind) for kind in set(kinds)}
+        has_offset = _Runs.HAS_OFFSET
+        lines = [
+            f'{{ "start": {start}, "length": {length}, {said[kind]}, "offset": {offset}}}'
+            if kind & has_offset
+            else f'{{ "start": {start}, "length": {length}, {said[kind]}}}'
+            for start, length, kind, offset in zip(starts, lengths, kinds, offsets, strict=True)
+        ]
+        sys.stdout.write(self._separator + ",\n".join(lines))
         self._separator = ",\n"
 
     def end(self) -> None:
         sys.stdout.write("]\n")
 
     @staticmethod
-    def _line(kind: int) -> str:
+    def _said(kind: int) -> str:
         def has(bit: int) -> str:
             return "true" if kind & bit else "false"
 
         return (
-            f'{{ "start": %d, "length": %d, "depth": {kind >> _Runs.DEPTH_SHIFT}, "present": {has(_Runs.PRESENT)}, '
+            f'"depth": {kind >> _Runs.DEPTH_SHIFT}, "present": {has(_Runs.PRESENT)}, '
             f'"zero": {has(_Runs.ZERO)}, "data": {has(_Runs.DATA)}'
-            + (', "offset": %d}' if kind & _Runs.HAS_OFFSET else "}")
         )
 
 
@@ -251,9 +252,10 @@ class _HumanWriter:
         stop = int(lost[0]) if len(lost) else len(kind)
         shown = (data & (kind & _Runs.ZERO == 0)).nonzero()[0]
         table = table[:, shown[shown < stop]]
+        starts, lengths, _, offsets, files = table.tolist()
         lines = [
-            f"{_hex(start):<16}{_hex(length):<16}{_hex(offset):<16}{names[file]}\n"
-            for start, length, _, offset, file in table.T.tolist()
+            f"{hex(start) if start else '0':<16}{hex(length):<16}{hex(offset) if offset else '0':<16}{names[file]}\n"
+            for start, length, offset, file in zip(starts, lengths, offsets, files, strict=True)
         ]
         sys.stdout.write("".join(lines))
         if len(lost):
@@ -261,7 +263,3 @@ class _HumanWriter:
 
     def end(self) -> None:
         pass
-
-
-def _hex(number: int) -> str:
-    return f"{number:#x}" if number else "0"

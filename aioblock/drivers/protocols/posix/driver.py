@@ -55,6 +55,8 @@ class PosixDriver(BlockDriver):
         self._descriptor = opened.descriptor
         self._fd = opened.descriptor.fd
         self._small_writes = SmallWrites(opened.descriptor)
+        # The kernel lets one buffered write at a time into a file: one is ready for it, more would only spin for it.
+        self._long_writes = asyncio.Semaphore(2)
         self._direct = target.direct
         # What the filesystem refuses is remembered; O_DIRECT has nothing that would be there without waiting.
         self._read_inline = self._write_inline = bool(_NOWAIT) and not target.direct
@@ -189,7 +191,8 @@ class PosixDriver(BlockDriver):
         elif len(data) <= SMALL:
             await self._small_writes.write(offset, data)
         else:
-            await self._descriptor.run(write_fully, self._fd, offset, data)
+            async with self._long_writes:
+                await self._descriptor.run(write_fully, self._fd, offset, data)
 
     async def flush(self) -> None:
         """Put the data on stable storage. Once that has failed, it fails until the file is opened anew."""
