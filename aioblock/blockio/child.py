@@ -4,6 +4,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from aioblock.base.buffers import as_view
+from aioblock.blockio.copy import copy_range, write_stored
 from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
 from aioblock.blockio.read import read, read_now
@@ -12,7 +13,7 @@ from aioblock.blockio.truncate import truncate
 from aioblock.blockio.write import write
 from aioblock.blockio.zeroes import write_zeroes
 from aioblock.core.images import Prealloc
-from aioblock.core.io import Buffer, ChainStatus, Status
+from aioblock.core.io import BlockIO, Buffer, ChainStatus, Status, StoredData
 from aioblock.core.node import BlockNode, Edge
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ class Child(Edge):
 
     def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> Awaitable[None]:
         return write(self.node, offset, as_view(data), flags)
+
+    def copy_range(
+        self, offset: int, nbytes: int, target: BlockIO, target_offset: int, flags: int = 0
+    ) -> Awaitable[None]:
+        return copy_range(self.node, offset, nbytes, target, target_offset, flags)
+
+    def pwrite_stored(self, offset: int, data: StoredData, flags: int = 0) -> Awaitable[None]:
+        return write_stored(self.node, offset, data, flags)
 
     def pwrite_zeroes(self, offset: int, nbytes: int, flags: int = 0) -> Awaitable[None]:
         return write_zeroes(self.node, offset, nbytes, flags)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from aioblock.core.debugger import Debugger
     from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
-    from aioblock.core.io import BlockIO, Status
+    from aioblock.core.io import BlockIO, Status, StoredData
 
 __all__ = ["BlockDriver"]
 
@@ -144,6 +144,22 @@ class BlockDriver(ABC):
         An empty `data` says that this was the last one.
         """
         raise NotSupported(f"Driver '{self.name}' cannot write compressed data")
+
+    def copy_range_from(
+        self, offset: int, nbytes: int, target: "BlockIO", target_offset: int, flags: int
+    ) -> "Awaitable[None]":
+        """Formats: have the storage copy a range into another graph, by `copy_range` of the child that it lies in.
+
+        `flags`: REQ_FUA, passed on. Without it, or NotSupported, also half way: the range is read and written instead.
+        """
+        raise NotSupported(f"Driver '{self.name}' cannot tell its storage to copy")
+
+    def copy_range_to(self, offset: int, data: "StoredData") -> "Awaitable[None]":
+        """As `pwritev`, of data in the storage of another graph: by `pwrite_stored` of the child; protocols copy.
+
+        Without it, or NotSupported, also half way: as `copy_range_from`.
+        """
+        raise NotSupported(f"Driver '{self.name}' cannot tell its storage to copy")
 
     async def flush(self) -> None:
         """Write back what this driver holds in memory, in order; protocols: put it on stable storage.

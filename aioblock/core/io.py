@@ -11,15 +11,17 @@ coroutines except the properties; every one may be cancelled. What a cancelled c
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
+from aioblock.base.errors import NotSupported
 from aioblock.core.images import Prealloc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from aioblock.core.driver import BlockDriver
     from aioblock.core.extents import ExtentBatch
     from aioblock.core.node import BlockNode
 
-__all__ = ["BlockIO", "Buffer", "ChainStatus", "Status"]
+__all__ = ["BlockIO", "Buffer", "ChainStatus", "Status", "StoredData"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -43,6 +45,32 @@ class ChainStatus(NamedTuple):
     map: int
     file: "BlockNode | None"
     depth: int
+
+
+class StoredData:
+    """Bytes that lie in a protocol node: given in place of a buffer to who can have the storage copy them.
+
+    It can be sliced as a buffer can; what is in it nobody here sees.
+    """
+
+    __slots__ = ("driver", "nbytes", "offset")
+
+    def __init__(self, driver: "BlockDriver", offset: int, nbytes: int) -> None:
+        self.driver = driver
+        self.offset = offset
+        self.nbytes = nbytes
+
+    def __repr__(self) -> str:
+        return f"<StoredData {self.offset}+{self.nbytes} in {self.driver!r}>"
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, part: slice) -> "StoredData":
+        begin, end, step = part.indices(self.nbytes)
+        if step != 1:
+            raise ValueError("only what lies together can be copied")
+        return StoredData(self.driver, self.offset + begin, max(end - begin, 0))
 
 
 class BlockIO(ABC):
@@ -74,6 +102,16 @@ class BlockIO(ABC):
     @abstractmethod
     def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> "Awaitable[None]":
         """Write `data` at `offset`; `data` must not change before the call is done. A protocol that can grow, grows."""
+
+    def copy_range(
+        self, offset: int, nbytes: int, target: "BlockIO", target_offset: int, flags: int = 0
+    ) -> "Awaitable[None]":
+        """Let the storage copy a range into another graph. Raises: NotSupported, also half way: then read and write."""
+        raise NotSupported
+
+    def pwrite_stored(self, offset: int, data: "StoredData", flags: int = 0) -> "Awaitable[None]":
+        """As `pwrite`, of data that lies in the storage of another graph. Raises: NotSupported, also half way."""
+        raise NotSupported
 
     @abstractmethod
     def pwrite_zeroes(self, offset: int, nbytes: int, flags: int = 0) -> "Awaitable[None]":

@@ -3,15 +3,17 @@
 import asyncio
 import errno
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from aioblock.base.buffers import as_view
-from aioblock.base.errors import BlockError, message_of
+from aioblock.base.errors import BlockError, NotSupported, message_of
 from aioblock.base.flags import REQ_COMPRESSED, REQ_COPY_ON_READ, REQ_FUA
 from aioblock.blockio.child import Child
+from aioblock.blockio.copy import copy_range
 from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
 from aioblock.blockio.read import read, read_now
@@ -26,7 +28,7 @@ from aioblock.core.io import Buffer, ChainStatus, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
 from aioblock.graph.bitmap_verbs import BitmapVerbs
-from aioblock.graph.drain import drained
+from aioblock.graph.drain import drained, subtree
 from aioblock.graph.extent import Extent, merged
 from aioblock.graph.opening import close_edge
 from aioblock.graph.reopen import reopen
@@ -281,6 +283,47 @@ class BlockBackend(BitmapVerbs):
         await self._change(write_zeroes, offset, nbytes, self._with_fua(flags))
         self.statistics.zeroes += 1
         self.statistics.bytes_zeroed += nbytes
+
+    async def copy_range(self, offset: int, nbytes: int, target: "BlockBackend", target_offset: int) -> None:
+        """Let the storage copy a range into another open image; filesystems that can, share the blocks.
+
+        Failed, cancelled: the target is as after such a `pwrite`. Raises: NotSupported where drivers or files on the
+        way cannot, also when a part is copied: then read and write; OSError.
+        """
+        await self._check(offset, nbytes)
+        await target._check_early(target_offset, nbytes)
+        if self._read_flags or set(subtree(self.node)) & set(subtree(target.node)):
+            raise NotSupported("The storage copies only between images that share no file, and never on read")
+        await self._enter_with(target)
+        copy = partial(copy_range, self.node, offset, nbytes, target._root, target_offset)
+        await run_to_end(target._copying(copy, self), target._tasks)
+        self.statistics.reads += 1
+        self.statistics.bytes_read += nbytes
+        target.statistics.writes += 1
+        target.statistics.bytes_written += nbytes
+        await self._give_way()
+
+    async def _enter_with(self, other: "BlockBackend") -> None:
+        """Have a turn here and there; who waits for the one does not keep the other from those who drain it."""
+        first, second = self, other
+        while True:
+            await first._enter()
+            if not second._closed and second.in_flight < second._max and not second._stopped and not second._queue:
+                second.in_flight += 1
+                return
+            first._leave()
+            first, second = second, first
+
+    async def _copying(self, copy: Callable[[int], Awaitable[None]], source: "BlockBackend") -> None:
+        try:
+            await copy(self._with_fua(0))
+        except (OSError, BlockError) as error:
+            if not isinstance(error, NotSupported):
+                self.statistics.failed += 1
+            raise
+        finally:
+            source._leave()
+            self._leave()
 
     async def pdiscard(self, offset: int, nbytes: int) -> None:
         """Tell that a range is not needed any more. Advisory. Raises: OSError."""

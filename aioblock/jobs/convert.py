@@ -40,6 +40,7 @@ async def convert(
     nbytes: int | None = None,
     target_is_zero: bool = False,
     in_order: bool = True,
+    offload: bool = False,
     workers: int = 8,
     bytes_per_second: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -54,6 +55,8 @@ async def convert(
     the target's backing file, or to what the target holds. `skip`, `nbytes`: only this part of the only source, as far
     as there is one.
     `target_is_zero`: the target is known to read as zeroes. `in_order`: writes begin in the order of their offsets.
+    `offload`: data is copied by the storage where it can (files of one filesystem, which may come to share blocks;
+    plain clusters of qcow2), and then nobody looks for zeroes in it; what cannot be, is read and written.
     `workers`: how many pieces are under way at a time, each with a buffer of 2 MiB. `bytes_per_second`: no faster than
     this; 0: as fast as it goes. `progress(done, total)` is told bytes that are copied. `salvage(offset, error)`: what
     cannot be read becomes zeroes, and is told here.
@@ -64,6 +67,10 @@ async def convert(
     if (keep_backing or skip or nbytes is not None) and len(sources) != 1:
         raise ValueError("only one source can leave something to the backing file, or be copied in part")
     unit, end = 1, 0
+    if compressed and offload:
+        raise ValueError("the storage does not compress")
+    if offload:
+        unit = target.node.driver.cluster_size or 1  # it copies no parts of new clusters
     if compressed:
         unit = target.node.driver.cluster_size or 0
         if not unit:
@@ -73,7 +80,7 @@ async def convert(
         target_is_zero = await _made_zero(target)
     plan = Plan(
         sources,
-        longest=max(COMPRESSED_TOGETHER // unit, 1) * unit if compressed else BUFFER,
+        longest=max((COMPRESSED_TOGETHER if compressed else BUFFER) // unit, 1) * unit,
         granularity=unit,
         keep_backing=keep_backing,
         base=base,
@@ -90,6 +97,7 @@ async def convert(
         compressed=compressed,
         sparse=sparse,
         in_order=in_order,
+        offload=offload,
         target_is_zero=target_is_zero and not keep_backing,
         rate=bytes_per_second,
         progress=progress,
@@ -127,6 +135,7 @@ class _Copying:
     compressed: bool
     sparse: int
     in_order: bool
+    offload: bool
     target_is_zero: bool
     rate: int
     progress: Callable[[int, int], None] | None
@@ -177,27 +186,65 @@ class _Copying:
                     return
                 before, mine = self.turn, loop.create_future()
                 self.turn = mine
+            if not self.in_order:
+                before = None
             if piece.fate == COPY:
-                view = buffer[: piece.nbytes]
-                await self._read(piece.offset, view)
-                self.read += piece.nbytes
-                if self.rate:
-                    await self._slow_down()
-                if self.in_order and before is not None:
-                    await before
-                await self._write(piece, view, mine)
+                if not self.offload or not await self._copy_inside(piece, before, mine):
+                    view = buffer[: piece.nbytes]
+                    await self._read(piece.offset, view)
+                    await self._account(piece)
+                    if before is not None:
+                        await before
+                    await self._write(piece, view, mine)
                 self.done += piece.nbytes
                 if self.progress is not None:
                     self.progress(self.done, self.total)
             else:
-                if self.in_order and before is not None:
+                if before is not None:
                     await before
                 await self._clear(piece.offset, piece.nbytes, mine)
+
+    async def _account(self, piece: Piece) -> None:
+        """The piece is about to be written; wait as long as the rate asks for."""
+        self.read += piece.nbytes
+        if self.rate:
+            await self._slow_down()
+
+    async def _copy_inside(
+        self, piece: Piece, before: "asyncio.Future[None] | None", begun: "asyncio.Future[None]"
+    ) -> bool:
+        """Have the storage copy a piece. False: it cannot, perhaps it has copied a part."""
+        found = self._source_of(piece)
+        if found is None:
+            return False
+        begin, source = found
+        await self._account(piece)
+        if before is not None:
+            await before
+        request = start(source.copy_range(piece.offset - begin, piece.nbytes, self.target, piece.offset))
+        if not isinstance(request, Finished):
+            _has_begun(begun)
+        try:
+            await self._settled(request)
+        except NotSupported:
+            self.read -= piece.nbytes
+            return False
+        except (OSError, BlockError) as error:
+            raise PositionedError("write", piece.offset, error) from error
+        _has_begun(begun)
+        return True
 
     async def _slow_down(self) -> None:
         """Wait until the average since the beginning is no more than was asked for."""
         now = asyncio.get_running_loop().time()
         await asyncio.sleep(max(self.began + self.read / self.rate - now, 0))
+
+    def _source_of(self, piece: Piece) -> tuple[int, BlockBackend] | None:
+        """Where the source begins that holds all of a piece, and the source; None where there is none."""
+        for begin, source in zip(self.plan.begins, self.plan.sources, strict=True):
+            if begin <= piece.offset and piece.offset + piece.nbytes <= begin + source.length:
+                return begin, source
+        return None
 
     # -- read --------------------------------------------------------------------------------------------------------
 
@@ -253,28 +300,36 @@ class _Copying:
     async def _clear(self, offset: int, nbytes: int, begun: "asyncio.Future[None] | None") -> None:
         """Let the range read as zeroes."""
         if self.target_is_zero:
-            if begun is not None:
-                begun.set_result(None)
+            _has_begun(begun)
             return
         await self._carry_out(offset, start(self.target.pwrite_zeroes(offset, nbytes, REQ_MAY_UNMAP)), begun)
 
     @staticmethod
+    async def _settled(request: "Finished[None] | asyncio.Task[None]") -> None:
+        """The end of what has begun, also where this is cancelled."""
+        if isinstance(request, Finished):
+            request.result()
+            return
+        try:
+            await request
+        finally:
+            await settle([request])
+
     async def _carry_out(
-        offset: int, request: "Finished[None] | asyncio.Task[None]", begun: "asyncio.Future[None] | None"
+        self, offset: int, request: "Finished[None] | asyncio.Task[None]", begun: "asyncio.Future[None] | None"
     ) -> None:
         """See a write to its end that has begun; the next piece may begin its own meanwhile."""
-        if begun is not None:
-            begun.set_result(None)
+        _has_begun(begun)
         try:
-            if isinstance(request, Finished):
-                request.result()
-                return
-            try:
-                await request
-            finally:
-                await settle([request])
+            await self._settled(request)
         except (OSError, BlockError) as error:
             raise PositionedError("write", offset, error) from error
+
+
+def _has_begun(begun: "asyncio.Future[None] | None") -> None:
+    """The writes of a piece have begun: the next piece may begin its own."""
+    if begun is not None and not begun.done():
+        begun.set_result(None)
 
 
 def _first_failure(errors: BaseExceptionGroup[BaseException]) -> BaseException:

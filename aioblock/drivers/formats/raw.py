@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aioblock.base.options import Options
     from aioblock.core.context import OpenContext
     from aioblock.core.dirty_bitmap import DirtyBitmap
-    from aioblock.core.io import BlockIO
+    from aioblock.core.io import BlockIO, StoredData
 
 __all__ = ["RawDriver"]
 
@@ -135,6 +135,18 @@ class RawDriver(BlockDriver):
         if self._probed and offset < PROBE_BYTES:
             return self._write_head(offset, data, flags)
         return self.file.pwrite(offset + self._offset, data, flags)
+
+    def copy_range_from(
+        self, offset: int, nbytes: int, target: "BlockIO", target_offset: int, flags: int
+    ) -> Awaitable[None]:
+        """Copy out of the file."""
+        return self.file.copy_range(offset + self._offset, nbytes, target, target_offset, flags)
+
+    def copy_range_to(self, offset: int, data: "StoredData") -> Awaitable[None]:
+        """Copy into the file; not into the first bytes of a guarded image, which are to be looked at."""
+        if self._probed and offset < PROBE_BYTES:
+            raise NotSupported
+        return self.file.pwrite_stored(offset + self._offset, data)
 
     def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> Awaitable[None]:
         """Zero in the file."""

@@ -21,7 +21,7 @@ USAGE = (
     "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] [-q] "
     "[-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] "
     "[-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] "
-    "filename [filename2 [...]] output_filename"
+    "[--level compression_level] filename [filename2 [...]] output_filename"
 )
 
 _MAX_SPARSE = 16 << 20
@@ -39,6 +39,7 @@ class _Asked(Asked):
         target_is_zero="target-is-zero",
         bitmaps="bitmaps",
         skip_broken_bitmaps="skip-broken-bitmaps",
+        level="level:",
     )
     WORDS: ClassVar = {"O": "target_format", "B": "backing", "F": "backing_format"}
     SWITCHES: ClassVar = {
@@ -61,6 +62,7 @@ class _Asked(Asked):
     snapshot: str | dict[str, str] | None = None
     sparse: int | None = None
     rate = 0
+    level: int | None = None
     workers = 8
     in_order = True
 
@@ -84,6 +86,8 @@ class _Asked(Asked):
         elif option == "m":
             message = "Invalid number of coroutines. Allowed number of coroutines is between 1 and 16"
             self.workers = parse_number(value, message, 16, 1)
+        elif option == "level":
+            self.level = parse_number(value, "Invalid compression level", 22, 1)
         elif option == "r":
             self.rate = parse_size_argument("rate limit", value)
         else:
@@ -101,6 +105,8 @@ class _Asked(Asked):
                     raise ProgramError(f"Cannot enable copy offloading when {name}")
             if self.salvage:
                 raise ProgramError("Cannot use copy offloading in salvaging mode")
+        if self.level is not None and not self.compressed:
+            raise ProgramError("--level requires use of -c flag")
         if self.target_is_zero and not self.skip_create:
             raise ProgramError("--target-is-zero requires use of -n flag")
         if self.skip_broken and not self.bitmaps:
@@ -211,7 +217,9 @@ async def _create(name: str, format: str, values: dict[str, Any]) -> None:
 
 def _target(asked: _Asked, created: Mapping[str, Any] | None = None) -> "AbstractAsyncContextManager[BlockBackend]":
     """The target, open to be written; where it was created with a secret, with the same one."""
-    secrets = {name: value for name, value in (created or {}).items() if name.endswith("key-secret")}
+    options = {name: value for name, value in (created or {}).items() if name.endswith("key-secret")}
+    if asked.level is not None:
+        options["compression-level"] = asked.level
     return opened(
         asked.target,
         image_opts=asked.target_image_opts,
@@ -219,7 +227,7 @@ def _target(asked: _Asked, created: Mapping[str, Any] | None = None) -> "Abstrac
         writable=True,
         cache=asked.cache,
         discard="ignore" if asked.sparse == 0 else "unmap",
-        options=secrets,
+        options=options,
     )
 
 
@@ -248,9 +256,10 @@ async def _copy(
             keep_backing=keep_backing,
             target_is_zero=target_is_zero,
             in_order=asked.in_order,
+            offload=asked.offload,
             workers=asked.workers,
             bytes_per_second=asked.rate,
-            progress=progress,
+            progress=progress if asked.shown and not asked.quiet else None,
             salvage=warn if asked.salvage else None,
         )
         if asked.bitmaps:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
     from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
-    from aioblock.core.io import BlockIO, Status
+    from aioblock.core.io import BlockIO, Status, StoredData
 
 __all__ = ["Qcow2Driver"]
 
@@ -194,12 +194,26 @@ class Qcow2Driver(WholeImage):
                     return self._data.pwrite(host + inside, data)
         return self._write(offset, data)
 
-    async def _write(self, offset: int, data: memoryview) -> None:
+    async def _write(self, offset: int, data: "memoryview | StoredData") -> None:
         try:
             await write(self.image, offset, data)
         except OSError:
             await self.image.settle_marking()
             raise
+
+    def copy_range_from(
+        self, offset: int, nbytes: int, target: "BlockIO", target_offset: int, flags: int
+    ) -> Awaitable[None]:
+        """Copy plain data, and what the backing file holds; NotSupported for compressed and encrypted clusters."""
+        from aioblock.drivers.formats.qcow2.copy_range import copy_range_from
+
+        return copy_range_from(self.image, offset, nbytes, target, target_offset, flags)
+
+    async def copy_range_to(self, offset: int, data: "StoredData") -> None:
+        """Write whole (sub)clusters, or over data; NotSupported where the rest of a new one would have to be filled."""
+        if not self.image.data.plain:
+            raise NotSupported
+        await self._write(offset, data)
 
     async def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> None:
         """Mark clusters as zero; they keep their host clusters unless REQ_MAY_UNMAP."""

@@ -7,8 +7,11 @@ there now; head, data and tail are one write where that is cheap. Only when all 
 memory are set.
 """
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from aioblock.base.errors import NotSupported
+from aioblock.core.io import StoredData
 from aioblock.drivers.formats.qcow2.commit import commit
 from aioblock.drivers.formats.qcow2.entries import (
     ALLOC_ALL,
@@ -44,7 +47,7 @@ KEPT: Final = frozenset((ZERO_ALLOC, UNALLOCATED_ALLOC))
 """Kinds that have a host cluster, and no data in it."""
 
 
-async def write(image: "Image", offset: int, data: memoryview) -> None:
+async def write(image: "Image", offset: int, data: memoryview | StoredData) -> None:
     """Write `data` at `offset` of the guest.
 
     Failed: each part of the range holds old or new data; host clusters that got no entry are given back.
@@ -67,7 +70,7 @@ async def write(image: "Image", offset: int, data: memoryview) -> None:
             if not image.external:
                 first = run.host >> image.cluster_bits
                 image.check_not_metadata(first, (run.host + done - 1 >> image.cluster_bits) - first + 1)
-            await image.data.pwrite(run.host, offset, data[:done])
+            await _put(image, run.host, offset, data[:done])
         else:
             done = await _write_allocating(image, table, offset, data)
         offset += done
@@ -93,7 +96,7 @@ class _Plan(NamedTuple):
     """Offset of the first host cluster, where they keep theirs; None: they need new ones."""
 
 
-async def _write_allocating(image: "Image", table: "CachedTable", offset: int, data: memoryview) -> int:
+async def _write_allocating(image: "Image", table: "CachedTable", offset: int, data: memoryview | StoredData) -> int:
     """Write a part of `data`, from its beginning; how many bytes. Nobody has claimed the first cluster."""
     plan = _plan(image, table, offset, len(data))
     # The claim comes before the first await, and covers what was planned.
@@ -137,11 +140,11 @@ def _plan(image: "Image", table: "CachedTable", offset: int, nbytes: int) -> _Pl
     return _Plan(range(first, first + len(entries)), entries, kept)
 
 
-def _end(image: "Image", clusters: range, offset: int, data: memoryview) -> int:
+def _end(image: "Image", clusters: range, offset: int, data: memoryview | StoredData) -> int:
     return min(offset + len(data), clusters.stop << image.cluster_bits)
 
 
-async def _fill_and_link(image: "Image", plan: _Plan, host: int, offset: int, data: memoryview) -> None:
+async def _fill_and_link(image: "Image", plan: _Plan, host: int, offset: int, data: memoryview | StoredData) -> None:
     """Fill host clusters from `host` on for the planned guest clusters, then set their entries."""
     bits, clusters = image.cluster_bits, plan.clusters
     end = _end(image, clusters, offset, data)
@@ -200,13 +203,22 @@ def _upper_bound(image: "Image", old: tuple[int, int], low: int, high: int) -> i
     return max(last + 1, used.bit_length()) * size
 
 
-async def _fill(image: "Image", host: int, low: int, offset: int, data: memoryview, high: int) -> None:
+def _put(image: "Image", host: int, guest: int, data: memoryview | StoredData) -> Awaitable[None]:
+    """Write guest data to the file; it may lie in the storage of another graph, and is plain then."""
+    if isinstance(data, StoredData):
+        return image.data_file.pwrite_stored(host, data)
+    return image.data.pwrite(host, guest, data)
+
+
+async def _fill(image: "Image", host: int, low: int, offset: int, data: memoryview | StoredData, high: int) -> None:
     """Write guest bytes `low` up to `high` to the file at `host`: `data` at `offset`, around it what is there now."""
     end = offset + len(data)
     head, tail = offset - low, high - end
     if not head and not tail:
-        await image.data.pwrite(host, low, data)
+        await _put(image, host, low, data)
         return
+    if isinstance(data, StoredData):
+        raise NotSupported  # the rest of the cluster would have to be copied too
     table = await image.l2.own(low >> image.table_shift)
     inside = min(high, image.size)  # what lies behind the end of the disk is filled with zeroes
     head_zero = zero_run(image, table, low, head)

@@ -51,6 +51,27 @@ class Descriptor:
         result: _T = await in_thread(function)(*args, executor=self._io, **kwargs)
         return result
 
+    async def run_with(self, other: "Descriptor", function: Callable[[], _T]) -> _T:
+        """Call `function`, which uses `other` as well, in a thread for data; neither is closed before it has ended."""
+        held = other.hold()
+        try:
+            job = self.submit(function)
+        except BaseException:
+            held.set_result(None)
+            raise
+        job.add_done_callback(lambda _: held.set_result(None))
+        return await asyncio.wrap_future(job)
+
+    def hold(self) -> "Future[None]":
+        """A job that is done by setting its result: so long the descriptor stays open."""
+        held: Future[None] = Future()
+        with self._lock:
+            if self._gone is not None:
+                raise ValueError("the file is closed")
+            self._jobs.add(held)
+        held.add_done_callback(self._finished)
+        return held
+
     async def run_sync(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """As `run`, in a thread that reads and writes never take."""
         return await asyncio.wrap_future(self.submit(partial(function, *args, **kwargs), self._pools.sync))

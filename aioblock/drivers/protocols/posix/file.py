@@ -7,12 +7,13 @@ import stat
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aioblock.base.errors import NotSupported, OptionError, with_context
 from aioblock.base.flags import DATA, OFFSET_VALID, PERM_ALL, PERM_RESIZE, PERM_WRITE, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.images import SIZE_OPTION, CreateOption, Prealloc
-from aioblock.core.io import Status
+from aioblock.core.io import Status, StoredData
 from aioblock.drivers.protocols.posix.attributes import set_extent_size_hint, set_nocow
 from aioblock.drivers.protocols.posix.driver import PosixDriver
 from aioblock.drivers.protocols.posix.fallocate import Allocation, set_length
@@ -20,6 +21,7 @@ from aioblock.drivers.protocols.posix.holes import DataRun, next_run, runs
 from aioblock.drivers.protocols.posix.locks import ImageLocks
 from aioblock.drivers.protocols.posix.opening import OpenFile, Target
 from aioblock.drivers.protocols.posix.threads import OPENING, DevicePools
+from aioblock.drivers.protocols.posix.transfer import copy_range
 
 if TYPE_CHECKING:
     from aioblock.core.extents import ExtentBatch
@@ -48,6 +50,8 @@ class FileDriver(PosixDriver):
         super().__init__(target, opened, locks, no_flush=no_flush)
         self._allocation = Allocation()
         self._data = DataRun()
+        self._no_copies_from: object = None
+        """The file from which the kernel last refused to copy to this one."""
         self._tells_holes = True
         self._seeks_quickly = True
 
@@ -80,6 +84,18 @@ class FileDriver(PosixDriver):
             raise NotSupported
         may_unmap = bool(flags & REQ_MAY_UNMAP)
         await self._descriptor.run(_zero, self._allocation, self._data, self._fd, offset, nbytes, may_unmap)
+
+    async def copy_range_to(self, offset: int, data: StoredData) -> None:
+        """Copy from another file, in the kernel. NotSupported for everything else."""
+        source = data.driver
+        if not isinstance(source, FileDriver) or source.identity == self._no_copies_from:
+            raise NotSupported
+        copy = partial(_copy, source._fd, data.offset, self._fd, offset, len(data), self._data)
+        try:
+            await self._descriptor.run_with(source._descriptor, copy)
+        except NotSupported:
+            self._no_copies_from = source.identity
+            raise
 
     async def pdiscard(self, offset: int, nbytes: int) -> None:
         """Make a hole. NotSupported where the filesystem has none."""
@@ -182,6 +198,13 @@ def _truncate(fd: int, length: int, prealloc: Prealloc, data: DataRun) -> None:
 def _zero(allocation: Allocation, data: DataRun, fd: int, offset: int, nbytes: int, may_unmap: bool) -> None:
     try:
         allocation.zero(fd, offset, nbytes, may_unmap)
+    finally:
+        data.forget()
+
+
+def _copy(source: int, source_offset: int, fd: int, offset: int, nbytes: int, data: DataRun) -> None:
+    try:
+        copy_range(source, source_offset, fd, offset, nbytes)
     finally:
         data.forget()
 

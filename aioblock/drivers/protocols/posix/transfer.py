@@ -9,14 +9,23 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from aioblock.base.errors import NotSupported
 from aioblock.drivers.protocols.posix.aligned import AlignedMemory
 
-__all__ = ["SLICE", "read_fully", "write_direct", "write_fully", "write_zeroes"]
+__all__ = ["SLICE", "copy_range", "read_fully", "write_direct", "write_fully", "write_zeroes"]
 
 SLICE: Final = 1 << 20  # what one call transfers: about 0.1 ms of copying, and a bound for private memory
 
+COPIED: Final = 16 << 20  # what one call copies at most: a thread shall not be away for seconds
+
 _preadv: Callable[..., int] = os.preadv
 _pwritev: Callable[..., int] = os.pwritev
+
+
+def _copy_file_range(source: int, target: int, count: int, offset_src: int, offset_dst: int) -> int:
+    if not hasattr(os, "copy_file_range"):
+        raise NotSupported("This system does not copy between files")
+    return os.copy_file_range(source, target, count, offset_src, offset_dst)
 
 
 def read_fully(fd: int, offset: int, nbytes: int, memory: AlignedMemory, alignment: int = 1) -> memoryview:
@@ -65,6 +74,25 @@ def write_direct(fd: int, offset: int, data: memoryview, memory: AlignedMemory) 
         view[:] = part
         write_fully(fd, offset + start, view)
         memory.give(view)
+
+
+def copy_range(source: int, source_offset: int, target: int, offset: int, nbytes: int) -> None:
+    """Have the kernel copy between two files; it makes them share the blocks where the filesystem can.
+
+    Raises: NotSupported where it cannot, or where the source ends before; OSError.
+    """
+    while nbytes:
+        try:
+            count = _copy_file_range(source, target, min(nbytes, COPIED), source_offset, offset)
+        except InterruptedError:
+            continue
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ETXTBSY, errno.EBADF):
+                raise NotSupported(f"The kernel does not copy between these files: {error.strerror}") from error
+            raise
+        if count == 0:
+            raise NotSupported("The file to be copied ends before")
+        source_offset, offset, nbytes = source_offset + count, offset + count, nbytes - count
 
 
 def write_zeroes(fd: int, offset: int, nbytes: int) -> None:
