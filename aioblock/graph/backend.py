@@ -294,7 +294,7 @@ class BlockBackend(BitmapVerbs):
         await target._check_early(target_offset, nbytes)
         if self._read_flags or set(subtree(self.node)) & set(subtree(target.node)):
             raise NotSupported("The storage copies only between images that share no file, and never on read")
-        await self._enter_with(target)
+        await target._enter_from(self)
         copy = partial(copy_range, self.node, offset, nbytes, target._root, target_offset)
         await run_to_end(target._copying(copy, self), target._tasks)
         self.statistics.reads += 1
@@ -303,16 +303,19 @@ class BlockBackend(BitmapVerbs):
         target.statistics.bytes_written += nbytes
         await self._give_way()
 
-    async def _enter_with(self, other: "BlockBackend") -> None:
-        """Have a turn here and there; who waits for the one does not keep the other from those who drain it."""
-        first, second = self, other
+    async def _enter_from(self, source: "BlockBackend") -> None:
+        """Have a turn here, while the source lets requests through: its limit does not count, ours bounds both.
+
+        Who waits for the one keeps no turn of the other: else two that copy into each other, or a drain, would stick.
+        """
         while True:
-            await first._enter()
-            if not second._closed and second.in_flight < second._max and not second._stopped and not second._queue:
-                second.in_flight += 1
+            await self._enter()
+            if not source._stopped and not source._closed:
+                source.in_flight += 1
                 return
-            first._leave()
-            first, second = second, first
+            self._leave()
+            await source._enter()
+            source._leave()
 
     async def _copying(self, copy: Callable[[int], Awaitable[None]], source: "BlockBackend") -> None:
         try:

@@ -39,4 +39,3 @@ def test_parts(offset, length, ones, grain, sparse):
         if at < length:
             data[at] = 1
     assert parts(offset, memoryview(data), grain, sparse) == model(offset, data, grain, sparse)
-
