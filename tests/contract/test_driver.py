@@ -33,8 +33,11 @@ from aioblock.base.flags import (
 )
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import CreateOption, DriverInfo, Prealloc
+from aioblock.core.io import StoredData
+from aioblock.drivers.protocols.posix.file import FileDriver
 from tests.contract.subjects import SIZE, SUBJECTS, Subject
-from tests.kit.fake_context import read_from
+from tests.kit.fake_context import open_driver, read_from
+from tests.kit.memory_io import MemoryIO
 
 PIECE = 4096
 POISON = 0xA5
@@ -348,6 +351,41 @@ async def _scatter(driver: BlockDriver) -> None:
     for offset in range(0, SIZE, 256 << 10):
         await driver.pwritev(offset + (64 << 10), memoryview(pattern(64 << 10, offset)), 0)
     await driver.pwritev(SIZE - PIECE, memoryview(pattern(PIECE)), 0)
+
+
+# -- copying inside the storage ---------------------------------------------------------------------
+
+
+async def test_stored_data_is_taken_or_refused(subject: Subject, driver: BlockDriver, tmp_path: Path) -> None:
+    """It is there then as if it had been written; refused at once, nothing has changed."""
+    path, data = tmp_path / "source", pattern(SIZE, 5)
+    path.write_bytes(data)
+    source = await open_driver(FileDriver, {"filename": str(path)}, read_only=True)
+    begin, nbytes = 64 << 10, 128 << 10
+    try:
+        await driver.copy_range_to(begin, StoredData(source, 4 * PIECE, nbytes))
+    except NotSupported:
+        taken = bytes(nbytes)
+    else:
+        taken = data[4 * PIECE :][:nbytes]
+    finally:
+        await source.close()
+    if subject.keeps:
+        assert await read_from(driver, begin - PIECE, nbytes + 2 * PIECE) == bytes(PIECE) + taken + bytes(PIECE)
+
+
+async def test_a_range_is_copied_out_or_refused(subject: Subject, driver: BlockDriver) -> None:
+    if not subject.keeps:
+        pytest.skip("keeps nothing")
+    await _scatter(driver)
+    target = MemoryIO(b"x" * SIZE)
+    try:
+        await driver.copy_range_from(PIECE, SIZE - 2 * PIECE, target, 2 * PIECE, 0)
+    except NotSupported:
+        assert target.data.count(b"x") > 0
+        return
+    content = await read_from(driver, PIECE, SIZE - 2 * PIECE)
+    assert bytes(target.data) == b"x" * (2 * PIECE) + content
 
 
 # -- the rest ------------------------------------------------------------------------------------------

@@ -5,8 +5,12 @@ import errno
 
 import pytest
 
+import aioblock
 from aioblock.base.errors import NotSupported
 from aioblock.base.flags import DATA, ZERO
+from aioblock.drivers.protocols.posix import file as file_driver
+from aioblock.drivers.protocols.posix import transfer
+from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.convert import BUFFER, convert
 from aioblock.jobs.errors import PositionedError
 from tests.kit.cancel_points import cancelled_at
@@ -289,3 +293,118 @@ async def test_cancelled_at_every_await_it_leaves_nothing_running(again):
             assert run.cancelled or run.error is None, run
         number += 1
     assert number > 10
+
+
+async def _copy_files(tmp_path, content, **how):
+    """Convert a raw file of such content with `offload`; what became of it."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(content)
+    target.write_bytes(bytes(len(content)))
+    async with (
+        await aioblock.open(source, format="raw") as disk,
+        await aioblock.open(target, format="raw", writable=True) as out,
+    ):
+        await convert([disk], out, offload=True, target_is_zero=True, **how)
+        assert_idle(disk)
+        assert_idle(out)
+    return target.read_bytes()
+
+
+async def test_the_storage_copies_where_it_can(tmp_path, monkeypatch):
+    content = _data(2 * BUFFER + 1000)
+    copied, told = [], []
+    real = transfer.copy_range
+
+    def copy(*args):
+        copied.append(args[-1])
+        real(*args)
+
+    monkeypatch.setattr(file_driver, "copy_range", copy)
+    monkeypatch.setattr(BlockBackend, "readinto", None)  # nothing is read
+    assert await _copy_files(tmp_path, content, progress=lambda done, total: told.append((done, total))) == content
+    assert sum(copied) == len(content)
+    assert told[-1] == (len(content), len(content))
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+async def test_what_the_storage_cannot_copy_is_read_and_written(tmp_path, monkeypatch, number):
+    """From one piece on it refuses, after it has copied a part."""
+    content = _data(4 * BUFFER)
+    asked = 0
+    real = transfer.copy_range
+
+    def copy(source, source_offset, fd, offset, nbytes):
+        nonlocal asked
+        asked += 1
+        if asked >= number:
+            real(source, source_offset, fd, offset, nbytes // 2)
+            raise NotSupported
+        real(source, source_offset, fd, offset, nbytes)
+
+    monkeypatch.setattr(file_driver, "copy_range", copy)
+    assert await _copy_files(tmp_path, content) == content
+    assert asked <= number + 8
+
+
+async def test_an_error_of_a_copy_ends_all_and_says_where(tmp_path, monkeypatch):
+    asked = 0
+    real = transfer.copy_range
+
+    def copy(source, source_offset, fd, offset, nbytes):
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, source_offset, fd, offset, nbytes)
+
+    monkeypatch.setattr(file_driver, "copy_range", copy)
+    with pytest.raises(PositionedError) as caught:
+        await _copy_files(tmp_path, _data(5 * BUFFER), workers=1)
+    assert (caught.value.action, caught.value.offset) == ("write", 2 * BUFFER)
+    assert caught.value.error.errno == errno.ENOSPC
+
+
+async def test_sources_behind_each_other_are_copied_each(tmp_path):
+    """The second one begins at a multiple of 512; a piece that holds parts of both is read and written."""
+    sources, target = [tmp_path / "one", tmp_path / "two"], tmp_path / "target"
+    sources[0].write_bytes(_data(BUFFER + 700))
+    sources[1].write_bytes(_data(BUFFER)[::-1])
+    target.write_bytes(bytes(2 * BUFFER + 1024))
+    async with (
+        await aioblock.open(sources[0], format="raw") as one,
+        await aioblock.open(sources[1], format="raw") as two,
+        await aioblock.open(target, format="raw", writable=True) as out,
+    ):
+        await convert([one, two], out, offload=True, target_is_zero=True)
+    assert target.read_bytes() == _data(BUFFER + 700) + bytes(324) + _data(BUFFER)[::-1]
+
+
+async def test_the_storage_does_not_compress():
+    async with opened(Script(4096)) as disk, opened(Script(4096, cluster=4096), writable=True) as out:
+        with pytest.raises(ValueError, match="does not compress"):
+            await convert([disk], out, offload=True, compressed=True)
+
+
+@pytest.mark.slow
+async def test_cancelled_at_every_await_while_the_storage_copies(tmp_path):
+    number = 1
+    content = _data(300_000)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(content)
+    while True:
+        target.write_bytes(bytes(len(content)))
+        async with (
+            await aioblock.open(source, format="raw") as disk,
+            await aioblock.open(target, format="raw", writable=True) as out,
+        ):
+            run = await cancelled_at(convert([disk], out, offload=True, workers=2, target_is_zero=True), number)
+            async with out.drained():
+                pass
+            assert_idle(disk)
+            assert_idle(out)
+        assert run.cancelled or run.error is None, run
+        if not run.reached:
+            assert target.read_bytes() == content
+            break
+        number += 1
+    assert number > 2

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from aioblock.base.flags import ALLOCATED, DATA, EOF, OFFSET_VALID, ZERO
 from aioblock.core.extents import ExtentBatch
 from aioblock.core.images import Prealloc
-from aioblock.core.io import BlockIO, Buffer, ChainStatus, Status
+from aioblock.core.io import BlockIO, Buffer, ChainStatus, Status, StoredData
 from aioblock.core.node import BlockNode
 
 __all__ = ["Call", "MemoryIO", "fail_nth"]
@@ -88,6 +88,16 @@ class MemoryIO(BlockIO):
     async def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> None:
         await self._enter("pwrite", offset, len(data), flags)
         self._put(offset, data)
+
+    async def copy_range(self, offset: int, nbytes: int, target: BlockIO, target_offset: int, flags: int = 0) -> None:
+        await self._enter("copy_range", offset, nbytes, flags)
+        await target.pwrite(target_offset, bytes(self.data[offset : offset + nbytes]), flags)
+
+    async def pwrite_stored(self, offset: int, data: StoredData, flags: int = 0) -> None:
+        await self._enter("pwrite_stored", offset, len(data), flags)
+        content = bytearray(len(data))
+        await data.driver.preadv(data.offset, memoryview(content), 0)
+        self._put(offset, content)
 
     async def pwrite_zeroes(self, offset: int, nbytes: int, flags: int = 0) -> None:
         await self._enter("pwrite_zeroes", offset, nbytes, flags)

@@ -90,6 +90,8 @@ def _allocation(image, folder):
         "-t writethrough -O raw top",
         "-U -q -O raw top",
         "-C -O raw top",
+        "-C -O raw -f raw x.raw",
+        "-C -O qcow2 small",
         "--salvage -O raw top",
         "-r 1G -O raw top",
         "--image-opts -O raw driver=qcow2,file.filename=top",
@@ -170,6 +172,44 @@ def test_a_target_given_by_options(images):
 )
 def test_what_it_refuses(images, line):
     images.same("convert", *line.split())
+    assert not (images.ours / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["-O qcow2 top", "-O qcow2 -f raw x.raw", "-O qcow2 -B base -F qcow2 top", "-O raw top"]
+)
+def test_copied_by_the_storage(images, line):
+    """Whole clusters: what is allocated may differ from QEMU's, what is read and the metadata may not."""
+    assert images.same("convert", "-C", *line.split(), "out").status == 0
+    format = "qcow2" if "-O qcow2" in line else "raw"
+    images.same_content("out", format)
+    if format == "qcow2":
+        assert images.run_ours("check", "out").status == 0
+
+
+@pytest.mark.parametrize("type", ["zlib", "zstd"])
+def test_the_level_of_compression(images, type):
+    sizes = []
+    for level in ("1", "9"):
+        line = f"-c --level {level} -O qcow2 -o compression_type={type} -f raw x.raw out"
+        assert images.run_ours("convert", *line.split()).status == 0
+        subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", "x.raw", "out"], cwd=images.ours, check=True)
+        sizes.append((images.ours / "out").stat().st_size)
+    assert sizes[1] != sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--level 1 -O qcow2", "--level requires use of -c flag"),
+        ("-c --level x -O qcow2", "Invalid compression level"),
+        ("-c --level 10 -O qcow2", "compression-level must be between 1 and 9 for zlib"),
+    ],
+)
+def test_levels_that_it_refuses(images, line, message):
+    result = images.run_ours("convert", *line.split(), "small", "out")
+    assert result.status == 1
+    assert message in result.err
     assert not (images.ours / "out").exists()
 
 

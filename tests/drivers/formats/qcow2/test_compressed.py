@@ -1,6 +1,7 @@
 """Compressed clusters: packed tightly, counted, replaced, and read while they are replaced."""
 
 import asyncio
+import errno
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -147,3 +148,90 @@ async def test_a_cluster_is_decompressed_once_for_its_readers() -> None:
         for offset in range(0, CLUSTER, 4096):
             assert await image.pread(offset, 4096) == text(1)[offset : offset + 4096]
         assert disk.records == []
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+@pytest.mark.parametrize("cluster", [512, 4096, 65536])
+async def test_many_clusters_in_one_request(tmp_path: Path, kind: str, cluster: int) -> None:
+    """Compressible, not compressible, and such with a host cluster already; the streams go to the file together."""
+    size = 40 * cluster
+    disk = RecordedDisk(await new_image(size, cluster_size=cluster, compression_type=kind))
+    model = bytearray()
+    for number in range(40):
+        model += os.urandom(cluster) if number % 7 == 3 else text(number, cluster)
+    async with await open_disk(disk) as image:
+        await image.pwrite(5 * cluster, b"x" * cluster)
+        await image.flush()
+        disk.records.clear()
+        await image.pwrite(0, bytes(model), REQ_COMPRESSED)
+        assert len(disk.changes()) < 30  # one for each row of those that are alike
+        assert await image.pread(0, size) == model
+        assert await image.pread(cluster - 100, 9 * cluster) == model[cluster - 100 : 10 * cluster - 100]
+        await image.pwrite(0, b"", REQ_COMPRESSED)
+    assert_image(tmp_path, disk.content(), model)
+
+
+async def test_streams_that_lie_together_are_read_together() -> None:
+    disk = RecordedDisk(await new_image(1 << 20))
+    async with await open_disk(disk) as image:
+        for number in range(16):
+            await image.pwrite(number * CLUSTER, text(number), REQ_COMPRESSED)
+    async with await open_disk(disk, writable=False) as image:
+        await image.pread(0, 1)  # the table, and the first cluster
+        disk.records.clear()
+        assert await image.pread(0, 1 << 20) == b"".join(text(number) for number in range(16))
+        assert len(disk.records) == 1
+
+
+async def test_a_damaged_stream_among_others() -> None:
+    disk = RecordedDisk(await new_image(1 << 20))
+    async with await open_disk(disk) as image:
+        for number in range(4):
+            await image.pwrite(number * CLUSTER, text(number), REQ_COMPRESSED)
+    (entry,) = host_entries(disk.content())[2]
+    stream, _ = compressed_extent(entry, 16)
+    disk.write(stream, memoryview(b"\xff" * 20))
+    async with await open_disk(disk) as image:
+        with pytest.raises(OSError, match="damaged") as caught:
+            await image.pread(0, 4 * CLUSTER)
+        assert caught.value.errno == errno.EIO
+        assert await image.pread(0, 2 * CLUSTER) == text(0) + text(1)
+        assert await image.pread(3 * CLUSTER, CLUSTER) == text(3)
+
+
+async def test_a_failed_write_of_streams_gives_their_room_back(tmp_path: Path) -> None:
+    disk = RecordedDisk(await new_image(1 << 20))
+    async with await open_disk(disk) as image:
+
+        async def before(verb: str, offset: int, nbytes: int) -> None:
+            if verb == "write":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        disk.before = before
+        with pytest.raises(OSError) as caught:
+            await image.pwrite(0, b"".join(text(number) for number in range(8)), REQ_COMPRESSED)
+        assert caught.value.errno == errno.ENOSPC
+        disk.before = None
+        assert await image.pread(0, 1 << 20) == bytes(1 << 20)
+        await image.pwrite(0, text(1), REQ_COMPRESSED)
+    assert_image(tmp_path, disk.content(), text(1) + bytes((1 << 20) - CLUSTER))
+
+
+@pytest.mark.parametrize(("kind", "level"), [("zlib", 0), ("zlib", 10), ("zstd", 23)])
+async def test_levels_that_there_are_not(kind: str, level: int) -> None:
+    disk = RecordedDisk(await new_image(1 << 20, compression_type=kind))
+    with pytest.raises(aioblock.OptionError, match="compression-level must be between 1 and"):
+        await open_disk(disk, options={"compression-level": level})
+
+
+async def test_the_level_says_how_hard_it_is_tried() -> None:
+    data = b"".join(text(number * number, 37) for number in range(1 << 15))[: 1 << 20]
+    sizes = []
+    for level in (1, 19):
+        disk = RecordedDisk(await new_image(1 << 20, compression_type="zstd"))
+        async with await open_disk(disk, options={"compression-level": level}) as image:
+            await image.pwrite(0, data, REQ_COMPRESSED)
+            assert await image.pread(0, 1 << 20) == data
+        sizes.append(disk.size)
+    assert sizes[1] < sizes[0]

@@ -8,8 +8,15 @@ import zlib
 import pytest
 import zstandard
 
-from aioblock.drivers.formats.qcow2 import entries
-from aioblock.drivers.formats.qcow2.compression import compress, compression_name, decompress
+from aioblock.drivers.formats.qcow2 import compression, entries
+from aioblock.drivers.formats.qcow2.compression import (
+    COMPRESSION_LEVELS,
+    compress,
+    compress_all,
+    compression_name,
+    decompress,
+    decompress_all,
+)
 from aioblock.drivers.formats.qcow2.features import COMPRESSION_ZLIB, COMPRESSION_ZSTD
 from aioblock.drivers.formats.qcow2.header import parse_header
 from tests.kit.oracle import assert_same, qemu_img, require
@@ -34,6 +41,62 @@ def test_round_trip(kind, size):
     assert decompress(packed, size, kind) == data
     assert decompress(memoryview(packed + b"the next stream" * 30), size, kind) == data
     assert decompress(bytearray(packed), size, kind) == data
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def library(request, monkeypatch):
+    """With and without the package that does it faster."""
+    if request.param == "isal":
+        pytest.importorskip("isal")
+    else:
+        monkeypatch.setattr(compression, "_isal", lambda: None)
+    return request.param
+
+
+def inflate_slowly(stream):
+    """The data of a stream, by zlib with a window of 4 KiB: all that it knows from one call to the next."""
+    unpacker = zlib.decompressobj(-12)
+    found, rest = b"", stream
+    while not unpacker.eof:
+        found += unpacker.decompress(rest, 777)
+        rest = unpacker.unconsumed_tail
+    return found
+
+
+@pytest.mark.parametrize("level", [None, 1, 2, 3, 4, 9])
+def test_every_level_keeps_to_the_window_of_4_kib(library, level):
+    rng = random.Random(level)
+    words = [rng.randbytes(rng.randrange(2, 30)) for _ in range(3000)]
+    data = b"".join(rng.choices(words, k=6000))[:SIZE]
+    stream = compress(data, COMPRESSION_ZLIB, level)
+    assert inflate_slowly(stream) == data
+    assert decompress(stream, SIZE, COMPRESSION_ZLIB) == data
+    with pytest.raises(zlib.error):
+        inflate_slowly(raw_deflate(data, -15))  # so the test does find one that reaches further
+
+
+def test_both_libraries_refuse_a_stream_that_reaches_too_far(library):
+    block = random.Random(2).randbytes(16000)
+    with pytest.raises(OSError, match="compressed cluster is damaged"):
+        decompress(raw_deflate((block * 5)[:SIZE], -15), SIZE, COMPRESSION_ZLIB)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_many_clusters_at_a_time(kind):
+    rng = random.Random(4)
+    data = TEXT + rng.randbytes(SIZE) + TEXT[:5000]
+    first, none, last = compress_all(memoryview(data), SIZE, kind)
+    assert none is None
+    assert decompress_all([first, last + b"more"], SIZE, kind) == [TEXT, TEXT[:5000] + bytes(SIZE - 5000)]
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_higher_level_makes_it_smaller(kind):
+    rng = random.Random(6)
+    words = [rng.randbytes(rng.randrange(2, 12)) for _ in range(500)]
+    data = b"".join(rng.choices(words, k=20000))[:SIZE]
+    levels = COMPRESSION_LEVELS[kind]
+    assert len(compress(data, kind, levels[-1])) < len(compress(data, kind, levels[0]))
 
 
 @pytest.mark.parametrize("kind", BOTH)
