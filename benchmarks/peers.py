@@ -1,5 +1,6 @@
 """Running our programs and their peers in turns, and what comes out of it: a ratio, with its spread."""
 
+import os
 import re
 import shutil
 import statistics
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 ROUNDS = 5
 _SECONDS = re.compile(r"completed in ([0-9.]+) seconds")
@@ -36,6 +38,26 @@ def wall_seconds(*command: str) -> float:
     return time.perf_counter() - began
 
 
+class Used(NamedTuple):
+    """What a process took: wall time and processor time in seconds, the most memory that it held in MiB."""
+
+    wall: float
+    processor: float
+    memory: float
+
+
+def measured(*command: str) -> Used:
+    """Run a command, start-up included."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    took = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Used(took, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
 def report(case: str, mine: list[float], peer: list[float]) -> None:
     """A line: medians, the median of the rounds' ratios (above 1: we are faster), and their spread."""
     ratios = [theirs / our for our, theirs in zip(mine, peer, strict=True)]
@@ -43,6 +65,17 @@ def report(case: str, mine: list[float], peer: list[float]) -> None:
         f"{case:<28} {statistics.median(mine):>8.3f} s {statistics.median(peer):>8.3f} s"
         f"   ratio {statistics.median(ratios):5.2f}   ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} rounds)"
     )
+
+
+def report_memory(mine: list[Used], peer: list[Used]) -> None:
+    """A line: the most memory of any round."""
+    most = max(used.memory for used in mine), max(used.memory for used in peer)
+    print(f"{'  peak memory':<28} {most[0]:>6.0f} MiB {most[1]:>6.0f} MiB")
+
+
+def report_size(mine: int, peer: int) -> None:
+    """A line: how long the results are."""
+    print(f"{'  size of the result':<28} {mine >> 20:>6} MiB {peer >> 20:>6} MiB")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import pytest_asyncio
 from aioblock.drivers.protocols.posix import transfer
 from aioblock.drivers.protocols.posix import writes as module
 from aioblock.drivers.protocols.posix.descriptor import Descriptor
-from aioblock.drivers.protocols.posix.writes import SmallWrites
+from aioblock.drivers.protocols.posix.file import FileDriver
+from aioblock.drivers.protocols.posix.writes import SMALL, SmallWrites
 from tests.kit.thread_gate import ThreadGate
 
 
@@ -96,3 +97,17 @@ async def test_bugs_are_raised_too(descriptor: Descriptor, monkeypatch: pytest.M
     monkeypatch.setattr(module, "write_fully", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await SmallWrites(descriptor).write(0, block(1))
+
+
+async def test_two_long_writes_at_a_time(driver: FileDriver, gate: ThreadGate, path: Path) -> None:
+    """The kernel does one; the others would only spin for its lock."""
+    driver._write_inline = False
+    block = memoryview(b"x" * (2 * SMALL))
+    writes = [asyncio.ensure_future(driver.pwritev(number * len(block), block, 0)) for number in range(4)]
+    await gate.arrival(2)
+    small = asyncio.ensure_future(driver.pwritev(4 * len(block), block[:10], 0))  # goes another way
+    await gate.arrival()
+    assert len(gate.calls) == 3
+    gate.open()
+    await asyncio.gather(*writes, small)
+    assert path.read_bytes()[: 4 * len(block)] == bytes(block) * 4
