@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers import ROUNDS, measured, need, ours, report
+from benchmarks.peers import ROUNDS, Used, measured, need, ours, report
 
 MIB = 400
 
@@ -28,7 +28,8 @@ def main() -> None:
         content.unlink()
         for path in (base, top):
             shutil.copy(path, f"{path}.kept")
-        mine, peer = [], []
+        mine: list[Used] = []
+        peer: list[Used] = []
         for _ in range(ROUNDS):
             for program, used in ((ours("aioblock-img"), mine), ("qemu-img", peer)):
                 for path in (base, top):
