@@ -35,6 +35,7 @@ async def convert(
     source_format: str | None = None,
     target_cache: str = "writeback",
     compressed: bool = False,
+    level: int | None = None,
     sparse: int = 4096,
     keep_backing: bool | None = None,
     base: str | BlockNode | None = None,
@@ -43,6 +44,7 @@ async def convert(
     target_is_zero: bool | None = None,
     bitmaps: bool = False,
     in_order: bool = True,
+    offload: bool = False,
     workers: int = 8,
     bytes_per_second: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -59,14 +61,15 @@ async def convert(
     `backing_file` among the options, what the top layer of the only source leaves open is left open.
     `target` as an open image: it is filled; it is at least as long as all that is copied.
 
-    `compressed`: store clusters compressed. `sparse`: this many zero bytes in a row are not written as data; 0: all is
-    written. `keep_backing`: what the layers of the only source above `base` (a layer, or its name; None: its top layer
-    alone) leave open is left to the target's backing file, or to what the target holds. `skip`, `nbytes`: only this
-    part of the only source, as far as there is one. `target_is_zero`: an open target is known to read as zeroes.
-    `bitmaps`: the persistent dirty bitmaps of the only source are copied too. `in_order`: writes begin in the order of
-    their offsets. `workers`: how many pieces are under way at a time, each with a buffer of 2 MiB.
-    `bytes_per_second`: no faster than this; 0: as fast as it goes. `progress(done, total)` is told bytes.
-    `salvage(offset, error)`: what cannot be read becomes zeroes, and is told here.
+    `compressed`: store clusters compressed; `level`: how hard in a new image, on the scale of its compression type.
+    `sparse`: this many zero bytes in a row are not written as data; 0: all is written. `keep_backing`: what the layers
+    of the only source above `base` (a layer, or its name; None: its top layer alone) leave open is left to the target's
+    backing file, or to what the target holds. `skip`, `nbytes`: only this part of the only source, as far as there is
+    one. `target_is_zero`: an open target is known to read as zeroes. `bitmaps`: the persistent dirty bitmaps of the
+    only source are copied too. `in_order`: writes begin in the order of their offsets. `offload`: data is copied by the
+    storage where it can, without a look for zeroes in it. `workers`: how many pieces are under way at a time, each with
+    a buffer of 2 MiB. `bytes_per_second`: no faster than this; 0: as fast as it goes. `progress(done, total)` is told
+    bytes. `salvage(offset, error)`: what cannot be read becomes zeroes, and is told here.
 
     Everything written is on stable storage at the end. Cancelled or failed: nothing is left running or open; a target
     that was made is removed again, one that was there before and has been touched is named as incomplete in a note of
@@ -76,8 +79,8 @@ async def convert(
     """
     images: list[Image] = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
     if isinstance(target, BlockBackend):
-        if format is not None or options is not None:
-            raise ValueError("format and options are for a target that is made")
+        if format is not None or options is not None or level is not None:
+            raise ValueError("format, options and level are for a target that is made")
     elif keep_backing is not None or target_is_zero is not None:
         raise ValueError("keep_backing and target_is_zero are for an open target")
     if not images:
@@ -98,6 +101,7 @@ async def convert(
             skip=skip,
             nbytes=nbytes,
             in_order=in_order,
+            offload=offload,
             workers=workers,
             bytes_per_second=bytes_per_second,
             progress=progress,
@@ -132,7 +136,8 @@ async def convert(
         files = await files_of(made, name, values)
         await check_not_read(files, [source.node for source in sources])
         async with removed_on_failure(*files):
-            async with _made(name, made, values, target_cache, "unmap" if sparse else "ignore", how) as disk:
+            discard = "unmap" if sparse else "ignore"
+            async with _made(name, made, values, level, target_cache, discard, how) as disk:
                 is_zero = disk.node.driver.has_zero_init()
                 await fill(disk, name, keep_backing="backing_file" in values, is_zero=is_zero)
             await stack.aclose()  # here, so that who is cancelled meanwhile has no new file either
@@ -161,7 +166,13 @@ def _length(sources: Sequence[BlockBackend], skip: int, nbytes: int | None) -> i
 
 @asynccontextmanager
 async def _made(
-    name: str, format: str, values: Mapping[str, Any], cache: str, discard: str, how: Opening
+    name: str,
+    format: str,
+    values: Mapping[str, Any],
+    level: int | None,
+    cache: str,
+    discard: str,
+    how: Opening,
 ) -> AsyncIterator[BlockBackend]:
     """A new image, open to be filled inside."""
     objects, policy = how.get("objects") or {}, how.get("trust", TRUST_DIRECTORY)
@@ -178,11 +189,13 @@ async def _made(
             with_context(error, f"Could not create '{name}': ")
         raise
     # Where it was made with a secret, it is opened with the same one.
-    secrets = {option: value for option, value in values.items() if option.endswith("key-secret")}
+    chosen = {option: value for option, value in values.items() if option.endswith("key-secret")}
+    if level is not None:
+        chosen["compression-level"] = level
     disk = await open(
         name,
         format=format,
-        options=secrets,
+        options=chosen,
         writable=True,
         cache=cache,
         discard=discard,
