@@ -113,6 +113,7 @@ class Qcow2Driver(WholeImage):
                 await write_back(image)
                 await self.store_bitmaps()
         finally:
+            image.threads.close()
             image.l2.tables.clear()
             image.refcounts.blocks.clear()
             image.decompressed.clear()

@@ -20,8 +20,9 @@ from aioblock.core.driver import BlockDriver
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.protocols.posix.aligned import AlignedMemory
 from aioblock.drivers.protocols.posix.locks import ImageLocks
+from aioblock.drivers.protocols.posix.long_writes import LongWrites
 from aioblock.drivers.protocols.posix.opening import OpenFile, Target, identity_of, open_file
-from aioblock.drivers.protocols.posix.transfer import SLICE, read_fully, write_direct, write_fully
+from aioblock.drivers.protocols.posix.transfer import SLICE, read_fully, write_direct
 from aioblock.drivers.protocols.posix.writes import SMALL, SmallWrites
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class PosixDriver(BlockDriver):
         self._descriptor = opened.descriptor
         self._fd = opened.descriptor.fd
         self._small_writes = SmallWrites(opened.descriptor)
-        # The kernel lets one buffered write at a time into a file: one is ready for it, more would only spin for it.
-        self._long_writes = asyncio.Semaphore(2)
+        self._long_writes = LongWrites(opened.descriptor)
         self._direct = target.direct
         # What the filesystem refuses is remembered; O_DIRECT has nothing that would be there without waiting.
         self._read_inline = self._write_inline = bool(_NOWAIT) and not target.direct
@@ -191,8 +191,7 @@ class PosixDriver(BlockDriver):
         elif len(data) <= SMALL:
             await self._small_writes.write(offset, data)
         else:
-            async with self._long_writes:
-                await self._descriptor.run(write_fully, self._fd, offset, data)
+            await self._long_writes.write(offset, data)
 
     async def flush(self) -> None:
         """Put the data on stable storage. Once that has failed, it fails until the file is opened anew."""
