@@ -99,15 +99,44 @@ async def test_bugs_are_raised_too(descriptor: Descriptor, monkeypatch: pytest.M
         await SmallWrites(descriptor).write(0, block(1))
 
 
-async def test_two_long_writes_at_a_time(driver: FileDriver, gate: ThreadGate, path: Path) -> None:
+async def test_one_long_write_at_a_time(driver: FileDriver, gate: ThreadGate, path: Path) -> None:
     """The kernel does one; the others would only spin for its lock."""
     driver._write_inline = False
     block = memoryview(b"x" * (2 * SMALL))
     writes = [asyncio.ensure_future(driver.pwritev(number * len(block), block, 0)) for number in range(4)]
-    await gate.arrival(2)
+    await gate.arrival()
     small = asyncio.ensure_future(driver.pwritev(4 * len(block), block[:10], 0))  # goes another way
     await gate.arrival()
-    assert len(gate.calls) == 3
+    assert len(gate.calls) == 2
     gate.open()
     await asyncio.gather(*writes, small)
     assert path.read_bytes()[: 4 * len(block)] == bytes(block) * 4
+
+
+async def test_a_long_write_that_is_cancelled_or_fails_does_not_hold_up_the_next(
+    driver: FileDriver, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver._write_inline = False
+    block = memoryview(b"x" * (2 * SMALL))
+
+    def write(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if offset == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.pwritev(fd, buffers, offset)
+
+    gate = ThreadGate(write)
+    monkeypatch.setattr(transfer, "_pwritev", gate)
+    failing, cancelled, last = (
+        asyncio.ensure_future(driver.pwritev(number * len(block), block, 0)) for number in range(3)
+    )
+    await gate.arrival()
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    gate.open()
+    with pytest.raises(OSError) as caught:
+        await failing
+    assert caught.value.errno == errno.ENOSPC
+    await last
+    assert path.read_bytes()[2 * len(block) : 3 * len(block)] == bytes(block)
+    assert len(gate.calls) == 2
