@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
 _SECONDS = re.compile(r"completed in ([0-9.]+) seconds")
 
 

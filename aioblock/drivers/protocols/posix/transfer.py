@@ -54,11 +54,15 @@ def _read_into(fd: int, offset: int, view: memoryview, alignment: int) -> int:
 
 
 def write_fully(fd: int, offset: int, data: memoryview) -> None:
-    """Write all of `data` at `offset`."""
+    """Write all of `data` at `offset`, in slices.
+
+    Whole aligned 2 MiB at a time would make the page cache look for pieces of memory of that size: 0.2 s for 512 MiB in
+    slices of 1 MiB, 0.3 to 1.2 s in those of 2 (ext4, Linux 6.18).
+    """
     done = 0
     while done < len(data):
         try:
-            count = _pwritev(fd, (data[done:],), offset + done)
+            count = _pwritev(fd, (data[done : done + SLICE],), offset + done)
         except InterruptedError:
             continue
         if count == 0:
