@@ -51,17 +51,6 @@ class Descriptor:
         result: _T = await in_thread(function)(*args, executor=self._io, **kwargs)
         return result
 
-    async def run_with(self, other: "Descriptor", function: Callable[[], _T]) -> _T:
-        """Call `function`, which uses `other` as well, in a thread for data; neither is closed before it has ended."""
-        held = other.hold()
-        try:
-            job = self.submit(function)
-        except BaseException:
-            held.set_result(None)
-            raise
-        job.add_done_callback(lambda _: held.set_result(None))
-        return await asyncio.wrap_future(job)
-
     def hold(self) -> "Future[None]":
         """A job that is done by setting its result: so long the descriptor stays open."""
         held: Future[None] = Future()

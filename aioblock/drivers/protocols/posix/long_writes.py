@@ -1,4 +1,4 @@
-"""Long buffered writes of one file, by a thread that goes from one to the next.
+"""Long buffered writes of one file, and copies into it, by a thread that goes from one to the next.
 
 The kernel lets one buffered write at a time into a file, and a second thread would spin for the lock: 23 percent of the
 processor time of a conversion, measured. The thread takes the next write itself; to be told by the event loop would
@@ -8,7 +8,9 @@ cost it two hops.
 import asyncio
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from aioblock.drivers.protocols.posix.descriptor import Descriptor
 from aioblock.drivers.protocols.posix.transfer import write_fully
@@ -23,7 +25,7 @@ class LongWrites:
 
     def __init__(self, descriptor: Descriptor) -> None:
         self._descriptor = descriptor
-        self._waiting: deque[tuple[int, memoryview, Future[None]]] = deque()
+        self._waiting: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._running = False
         self._lock = threading.Lock()  # guards both; nothing else is locked inside
 
@@ -32,9 +34,16 @@ class LongWrites:
 
     def write(self, offset: int, data: memoryview) -> "asyncio.Future[None]":
         """Write all of `data`. A cancelled write happens, or not at all where no thread has it yet."""
+        return self.run(partial(write_fully, self._descriptor.fd, offset, data))
+
+    def run(self, work: Callable[[], None], other: Descriptor | None = None) -> "asyncio.Future[None]":
+        """Do work that writes to the file, and uses `other` too, which is not closed before. Cancelled: likewise."""
         done: Future[None] = Future()
+        if other is not None:
+            held = other.hold()
+            done.add_done_callback(lambda _: held.set_result(None))
         with self._lock:
-            self._waiting.append((offset, data, done))
+            self._waiting.append((work, done))
             begin, self._running = not self._running, True
         if begin:
             self._descriptor.submit(self._work)
@@ -46,11 +55,11 @@ class LongWrites:
                 if not self._waiting:
                     self._running = False
                     return
-                offset, data, done = self._waiting.popleft()
+                work, done = self._waiting.popleft()
             if not done.set_running_or_notify_cancel():
                 continue
             try:
-                write_fully(self._descriptor.fd, offset, data)
+                work()
             except BaseException as error:
                 done.set_exception(error)
             else:
