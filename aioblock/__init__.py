@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from aioblock.graph.layers import find_layer
     from aioblock.graph.objects import OBJECT_TYPES, make_object
     from aioblock.jobs.compare import Difference
+    from aioblock.jobs.differences import DifferentRange, differences
     from aioblock.jobs.errors import PositionedError
 
 __version__ = "0.1.0"
@@ -121,6 +122,7 @@ _ELSEWHERE = {
     "graph.layers": ("find_layer",),
     "graph.objects": ("OBJECT_TYPES", "make_object"),
     "jobs.compare": ("Difference",),
+    "jobs.differences": ("DifferentRange", "differences"),
     "jobs.errors": ("PositionedError",),
 }
 """Where the names are that are loaded when they are used: most programs need few of them, and shall start fast."""
@@ -166,6 +168,7 @@ __all__ = [
     "CreateOption",
     "Debugger",
     "Difference",
+    "DifferentRange",
     "DirtyBitmap",
     "DriverInfo",
     "Extent",
@@ -213,6 +216,7 @@ __all__ = [
     "copy_bitmaps",
     "create",
     "create_options",
+    "differences",
     "driver_names",
     "find_driver",
     "find_layer",

@@ -18,7 +18,7 @@ from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
 from aioblock.blockio.read import read, read_now
 from aioblock.blockio.request import refresh_length, request_error
-from aioblock.blockio.status import WINDOW, block_status, block_status_above, is_zero
+from aioblock.blockio.status import WINDOW, block_status, block_status_above, is_zero, layers
 from aioblock.blockio.truncate import truncate
 from aioblock.blockio.write import require_compressed, write
 from aioblock.blockio.zeroes import write_zeroes
@@ -92,6 +92,10 @@ class BlockBackend(BitmapVerbs):
     def name(self) -> str:
         """The file name, as it is shown in messages."""
         return self.node.filename
+
+    def layers(self) -> tuple[BlockNode, ...]:
+        """The layers of the chain, from the top down. No I/O."""
+        return tuple(layers(self.node, None, False))
 
     def info(self) -> DriverInfo:
         """What the image tells about itself, beyond its length. No I/O."""
@@ -405,15 +409,21 @@ class BlockBackend(BitmapVerbs):
         offset: int = 0,
         nbytes: int | None = None,
         *,
+        top: BlockNode | None = None,
         base: BlockNode | None = None,
         include_base: bool = False,
         want_zero: bool = True,
     ) -> "AsyncGenerator[ChainExtents, None]":
-        """What is in a whole range of the chain, as batches of NumPy arrays. Raises: OSError."""
+        """What is in a whole range of the chain, as batches of NumPy arrays.
+
+        `top`: the layer to begin with, one of `layers()` (None: the first); depths count from it, and the range ends
+        where it ends. With `base` being the layer below it, that one layer is asked by itself.
+        Raises: OSError.
+        """
         from aioblock.blockio.extents import chain_extents  # brings numpy, which most programs never need
 
         batches = chain_extents(
-            self.node,
+            self.node if top is None else top,
             offset,
             nbytes,
             base=base,
@@ -434,10 +444,19 @@ class BlockBackend(BitmapVerbs):
                 yield batch
 
     async def extents(
-        self, offset: int = 0, nbytes: int | None = None, *, base: BlockNode | None = None, want_zero: bool = True
+        self,
+        offset: int = 0,
+        nbytes: int | None = None,
+        *,
+        top: BlockNode | None = None,
+        base: BlockNode | None = None,
+        want_zero: bool = True,
     ) -> AsyncGenerator[Extent, None]:
-        """What is in a whole range of the chain, run by run, neighbours that say the same merged. Raises: OSError."""
-        async with aclosing(self.extent_batches(offset, nbytes, base=base, want_zero=want_zero)) as batches:
+        """What is in a whole range of the chain, run by run, neighbours that say the same merged. Raises: OSError.
+
+        `top`, `base`: as in `extent_batches`.
+        """
+        async with aclosing(self.extent_batches(offset, nbytes, top=top, base=base, want_zero=want_zero)) as batches:
             async for extent in merged(batches):
                 yield extent
 

@@ -14,7 +14,7 @@ from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.errors import PositionedError
 from aioblock.jobs.plan import SECTOR
 
-__all__ = ["Difference", "compare"]
+__all__ = ["AHEAD", "BUFFER", "Difference", "compare", "read_both", "stretches"]
 
 BUFFER = 2 << 20
 """How much of each disk is read at a time."""
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
     """In bytes; of "content", that of the block of 512 bytes, counted from where both began to be read."""
 
 
-class _Stretch(NamedTuple):
+class Stretch(NamedTuple):
     """A range in which each of the two says one thing. Flags as in `base.flags`."""
 
     offset: int
@@ -70,8 +70,8 @@ async def compare(
         return found
 
     try:
-        async with aclosing(_stretches(disks)) as stretches:
-            async for stretch in stretches:
+        async with aclosing(stretches(disks)) as parts:
+            async for stretch in parts:
                 if strict and (stretch.flags[0] ^ stretch.flags[1]) & ~EOF:
                     while under_way:
                         if (found := await oldest()) is not None:
@@ -90,7 +90,7 @@ async def compare(
     return None
 
 
-async def _stretches(disks: tuple[BlockBackend, BlockBackend]) -> AsyncGenerator[_Stretch, None]:
+async def stretches(disks: tuple[BlockBackend, BlockBackend]) -> AsyncGenerator[Stretch, None]:
     """What both say, cut where either changes; up to the end of the longer one. Zero stretches of both are skipped.
 
     Raises: PositionedError.
@@ -103,7 +103,7 @@ async def _stretches(disks: tuple[BlockBackend, BlockBackend]) -> AsyncGenerator
             stop = min(run[0] for run in runs if run is not None)
             # Behind its end a disk counts as zeroes.
             flags = (runs[0][1] if runs[0] else ZERO, runs[1][1] if runs[1] else ZERO)
-            yield _Stretch(at, stop - at, flags)
+            yield Stretch(at, stop - at, flags)
             at = stop
             for number, run in enumerate(runs):
                 if run is not None and run[0] == at:
@@ -135,6 +135,19 @@ async def _differs(
         return None
     buffers = [free.pop() if free else aligned_buffer(BUFFER) for said in flags if not said & ZERO]
     views = [buffer[:nbytes] for buffer in buffers]
+    await read_both(disks, offset, flags, views)
+    block = _first_difference(views)
+    free += buffers  # only now: a read that was cancelled may still be writing into its own
+    return None if block is None else offset + block
+
+
+async def read_both(
+    disks: tuple[BlockBackend, BlockBackend], offset: int, flags: tuple[int, int], views: list[memoryview]
+) -> None:
+    """Read the range of those disks that `flags` do not say are zeroes there, each into a view of its length.
+
+    Cancelled or failed: no read is left running. Raises: PositionedError.
+    """
     unread = iter(views)
     reads = [
         start(_read(disk, number, offset, next(unread)))
@@ -149,9 +162,6 @@ async def _differs(
                 await read
     finally:
         await settle([read for read in reads if not isinstance(read, Finished)])
-    block = _first_difference(views)
-    free += buffers  # only now: a read that was cancelled may still be writing into its own
-    return None if block is None else offset + block
 
 
 def _first_difference(views: list[memoryview]) -> int | None:

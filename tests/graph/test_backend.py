@@ -8,7 +8,7 @@ import pytest
 
 from aioblock.base.errors import NotSupported
 from aioblock.base.flags import ALLOCATED, DATA, EOF, REQ_COMPRESSED, REQ_FUA, REQ_NO_FALLBACK, ZERO
-from tests.kit.scripted import Script, opened
+from tests.kit.scripted import Script, layers_of, opened
 from tests.kit.watching import assert_idle
 
 SIZE = 65536
@@ -240,6 +240,25 @@ async def test_extents_merge_neighbours_that_say_the_same():
         last = [extent async for extent in disk.extents()][-1]
         assert last.flags & EOF and last.depth == 0
         assert str(last) == "0x5000+0xb000 ZERO|EOF depth 0"
+
+
+async def test_extents_of_each_layer_by_itself():
+    """`top` is the layer to begin with, `base` where to end: each says what it would say alone, whatever hides it."""
+    upper = Script(SIZE, runs=[(DATA, 4096), (0, SIZE - 4096)])
+    lower = Script(SIZE // 2, runs=[(ZERO, 8192), (DATA, SIZE // 2 - 8192)])
+    async with opened(upper, lower) as disk:
+        first, second = disk.layers()
+        assert (first, second) == tuple(layers_of(disk))
+        of_upper = [
+            (run.offset, run.length, run.flags & (DATA | ZERO | ALLOCATED), run.depth)
+            async for run in disk.extents(top=first, base=second, want_zero=False)
+        ]
+        assert of_upper == [(0, 4096, DATA | ALLOCATED, 1), (4096, SIZE - 4096, 0, 0)]
+        of_lower = [
+            (run.offset, run.length, run.flags & (DATA | ZERO | ALLOCATED), run.depth)
+            async for run in disk.extents(top=second)
+        ]
+        assert of_lower == [(0, 8192, ZERO | ALLOCATED, 1), (8192, SIZE // 2 - 8192, DATA | ALLOCATED, 1)]
 
 
 async def test_extents_of_a_part():
