@@ -252,24 +252,19 @@ def run(main: Callable[[], Coroutine[Any, Any, int | None]], *, fast: bool = Tru
         async def guarded() -> int | None:
             task = asyncio.current_task()
             assert task is not None
-            handled: list[signal.Signals] = []
 
             def stop(signum: int) -> None:
                 caught.append(signum)
-                task.cancel()
+                task.cancel()  # one that is done already is not cancelled any more
 
             try:
                 for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup, or a shell's background job
+                        # Until the loop is closed: an interrupt while that goes on would break it off half way.
                         loop.add_signal_handler(signum, stop, signum)
-                        handled.append(signum)
             except (NotImplementedError, RuntimeError, ValueError, AttributeError):
                 pass  # not the main thread, or a system without them: then only KeyboardInterrupt is there
-            try:
-                return await main()
-            finally:
-                for signum in handled:
-                    loop.remove_signal_handler(signum)
+            return await main()
 
         try:
             return runner.run(guarded()) or 0
