@@ -154,7 +154,7 @@ def vague_names(package: Path) -> list[str]:
 def machine_paths(root: Path) -> list[str]:
     found = []
     for path in [*root.iterdir(), *(path for folder in TEXT_FOLDERS for path in (root / folder).rglob("*"))]:
-        if path.is_file() and path.suffix in TEXT_SUFFIXES:
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and path.name != ".git":  # of a work tree: says where git is
             text = path.read_text(encoding="utf-8", errors="replace")
             found += [f"{path.relative_to(root)}: {needle}" for needle in MACHINE_PATHS if needle in text]
     return found

@@ -73,9 +73,7 @@ def _document(found: "list[ImageInfo]", broken: Failure | None) -> dict[str, Any
 
 def snapshot_document(snapshot: "SnapshotInfo") -> dict[str, Any]:
     """A snapshot as JSON values."""
-    from dataclasses import asdict
-
-    return asdict(snapshot)
+    return snapshot._asdict()
 
 
 def _show(terminal: "Terminal", found: "list[ImageInfo]", broken: Failure | None) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.tools.cli.conftest import MiB, content
 
+pytestmark = pytest.mark.slow
+
 
 def test_snapshots(chain):
     before = content("top.qcow2")

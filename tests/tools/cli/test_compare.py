@@ -1,5 +1,7 @@
 """compare: whether, where, and how many."""
 
+import pytest
+
 from tests.tools.cli.conftest import MiB, content
 
 
@@ -37,6 +39,7 @@ def test_where_they_differ(chain):
     assert document["differences"] == [{"offset": 512, "length": 512}, {"offset": 5 * MiB, "length": 1024}]
 
 
+@pytest.mark.slow
 def test_the_first_ones_or_all(chain):
     places = [(at * 65536, 512) for at in range(25)]
     changed("a.raw", *places)

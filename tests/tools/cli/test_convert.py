@@ -119,6 +119,7 @@ def test_compressed(chain):
     assert layers[0]["totals"]["compressed"] == 2 * MiB and layers[0]["totals"]["data"] == 0
 
 
+@pytest.mark.slow
 def test_a_snapshot(chain):
     chain.ok("snapshot", "create", "top.qcow2", "old")
     before = content("top.qcow2")
@@ -127,6 +128,7 @@ def test_a_snapshot(chain):
     assert content("a.raw", "raw") == before != content("top.qcow2")
 
 
+@pytest.mark.slow
 def test_a_backing_file_keeps_the_layers_below(chain):
     os.mkdir("sub")
     chain.ok("convert", "top.qcow2", "sub/a.qcow2", "--backing", "mid.qcow2")

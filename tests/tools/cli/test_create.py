@@ -22,6 +22,7 @@ def test_a_new_image(program):
     }
 
 
+@pytest.mark.slow
 def test_a_backing_file_is_named_as_it_is_typed_and_stored_as_the_image_sees_it(chain):
     os.mkdir("sub")
     result = chain.ok("create", "sub/a.qcow2", "--backing", "base.qcow2")

@@ -1,6 +1,7 @@
 """What a column of the picture shows: shares of runs, against a count byte by byte."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ def layer_of(kinds, length=None):
     return LayerMap(1, "x", "raw", length or len(kinds), 0, np.array(changes, np.int64), runs)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 20))
 def test_shares_count_every_byte_once(kinds, columns):
     layer = layer_of(kinds)
@@ -27,6 +29,7 @@ def test_shares_count_every_byte_once(kinds, columns):
         assert totals(layer)[name] == kinds.count(kind)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
 def test_a_cell_a_byte_shows_each_byte(kinds):
     text = row(layer_of(kinds), 0, len(kinds), len(kinds), drawn=False).plain
