@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .access import Access, writing_options
 from .failures import Failure
 from .format_choice import option_values
 from .opening import opened
+from .parameters import image_argument
 from .progress import WorkProgress
-from .subcommand import image_argument, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from .terminal import Terminal
@@ -29,15 +31,13 @@ __all__ = ["command"]
 )
 @click.option("--force", is_flag=True, help="Also where data may be lost by it (the last key of an encrypted image).")
 @writing_options
-def command(
-    terminal: "Terminal", image: str, options: tuple[str, ...], force: bool, format: str | None, trust: str
-) -> None:
+def command(terminal: "Terminal", image: str, options: tuple[str, ...], force: bool, access: Access) -> None:
     """Change what IMAGE was made with. 'aioblock formats FORMAT' lists what can be changed."""
     terminal.left = f"{image} is whole; some of it may be changed. Do the same again."
     kinds: list[str] = []
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, writable=True, resize=True) as disk:
+        async with opened(terminal, image, access, writable=True, resize=True) as disk:
             driver = disk.node.driver
             kinds.append(driver.name)
             if not driver.amend_options:

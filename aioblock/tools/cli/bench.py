@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from .access import Access, reading_options
 from .failures import Failure
 from .opening import opened
+from .parameters import image_argument
 from .progress import WorkProgress
 from .quantities import SIZE, duration, exact, human
-from .subcommand import image_argument, reading_options, subcommand, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -65,9 +67,7 @@ def command(
     cache: str,
     write: bool,
     force: bool,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> None:
     """Send requests to IMAGE, and tell how many it does a second and how long they take."""
     if write and not force:
@@ -81,12 +81,7 @@ def command(
 
     async def body() -> None:
         nonlocal took
-        how: dict[str, Any] = {"format": format, "trust": trust, "cache": cache}
-        if write:
-            how["writable"] = True
-        else:
-            how["force_share"] = force_share
-        async with opened(terminal, image, **how) as disk:
+        async with opened(terminal, image, access, writable=write, cache=cache) as disk:
             if size < 1 or disk.length < size:
                 raise Failure(f"{image} is {exact(disk.length)} long: no request of {exact(size)} fits", status=2)
             offsets = _offsets(disk.length, size, None if sequential else seed)

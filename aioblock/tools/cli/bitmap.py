@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .access import Access, looking_options, reading_options, writing_options
 from .failures import Failure
 from .info import show_bitmaps
-from .opening import opened
+from .opening import library_options, opened
+from .parameters import ImageName, format_option, image_argument
 from .quantities import SIZE, exact, percent, plural
-from .subcommand import ImageName, format_option, image_argument, reading_options, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import BitmapInfo, BlockBackend
@@ -21,8 +23,8 @@ __all__ = ["command"]
 
 @subcommand("list", short_help="list them")
 @image_argument()
-@reading_options
-def _list(terminal: "Terminal", image: str, format: str | None, trust: str, force_share: bool) -> None:
+@looking_options
+def _list(terminal: "Terminal", image: str, access: Access) -> None:
     """List the dirty bitmaps that IMAGE keeps."""
     import aioblock
 
@@ -30,7 +32,7 @@ def _list(terminal: "Terminal", image: str, format: str | None, trust: str, forc
 
     async def body() -> None:
         nonlocal found
-        found = (await aioblock.info(image, format=format, force_share=force_share)).bitmaps
+        found = (await aioblock.info(image, **library_options(access))).bitmaps
 
     work(body, fast=False)
     terminal.result({"image": image, "bitmaps": [bitmap._asdict() for bitmap in found]})
@@ -44,14 +46,14 @@ def _list(terminal: "Terminal", image: str, format: str | None, trust: str, forc
 @image_argument()
 @click.argument("name")
 @reading_options
-def _show(terminal: "Terminal", image: str, name: str, format: str | None, trust: str, force_share: bool) -> None:
+def _show(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Show which ranges of the disk are marked in the bitmap NAME of IMAGE: what was written since it was cleared."""
     ranges: list[tuple[int, int]] = []
     length = granularity = 0
 
     async def body() -> None:
         nonlocal length, granularity
-        async with opened(terminal, image, format=format, trust=trust, force_share=force_share, backing=False) as disk:
+        async with opened(terminal, image, access, backing=False) as disk:
             bitmap = await disk.bitmap(name)
             length, granularity = disk.length, bitmap.granularity
             ranges.extend(bitmap.ranges())
@@ -87,16 +89,14 @@ def _add(
     name: str,
     granularity: int | None,
     disabled: bool,
-    format: str | None,
-    trust: str,
+    access: Access,
 ) -> None:
     """Add the clean bitmap NAME to IMAGE. From now on it marks what is written, whoever writes."""
     _change(
         terminal,
         image,
         name,
-        format,
-        trust,
+        access,
         "added",
         lambda disk: disk.bitmap_add(name, granularity, disabled=disabled),
     )
@@ -106,36 +106,36 @@ def _add(
 @image_argument()
 @click.argument("name")
 @writing_options
-def _remove(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _remove(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Remove the bitmap NAME from IMAGE."""
-    _change(terminal, image, name, format, trust, "removed", lambda disk: disk.bitmap_remove(name))
+    _change(terminal, image, name, access, "removed", lambda disk: disk.bitmap_remove(name))
 
 
 @subcommand("clear", short_help="take all marks from one")
 @image_argument()
 @click.argument("name")
 @writing_options
-def _clear(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _clear(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Take all marks from the bitmap NAME of IMAGE."""
-    _change(terminal, image, name, format, trust, "cleared", lambda disk: disk.bitmap_clear(name))
+    _change(terminal, image, name, access, "cleared", lambda disk: disk.bitmap_clear(name))
 
 
 @subcommand("enable", short_help="let one record")
 @image_argument()
 @click.argument("name")
 @writing_options
-def _enable(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _enable(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Let the bitmap NAME of IMAGE record from now on."""
-    _change(terminal, image, name, format, trust, "enabled", lambda disk: disk.bitmap_enable(name))
+    _change(terminal, image, name, access, "enabled", lambda disk: disk.bitmap_enable(name))
 
 
 @subcommand("disable", short_help="let one stay as it is")
 @image_argument()
 @click.argument("name")
 @writing_options
-def _disable(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _disable(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Let the bitmap NAME of IMAGE stay as it is from now on."""
-    _change(terminal, image, name, format, trust, "disabled", lambda disk: disk.bitmap_disable(name))
+    _change(terminal, image, name, access, "disabled", lambda disk: disk.bitmap_disable(name))
 
 
 @subcommand("merge", short_help="add the marks of another bitmap")
@@ -152,8 +152,7 @@ def _merge(
     source: str,
     other: str | None,
     from_format: str | None,
-    format: str | None,
-    trust: str,
+    access: Access,
 ) -> None:
     """Mark in the bitmap NAME of IMAGE what is marked in the bitmap SOURCE."""
 
@@ -161,18 +160,17 @@ def _merge(
         if other is None:
             await disk.bitmap_merge(name, source)
             return
-        async with opened(terminal, other, format=from_format, trust=trust, backing=False) as second:
+        async with opened(terminal, other, Access(from_format, access.trust), backing=False) as second:
             await disk.bitmap_merge(name, source, second)
 
-    _change(terminal, image, name, format, trust, "merged", merge)
+    _change(terminal, image, name, access, "merged", merge)
 
 
 def _change(
     terminal: "Terminal",
     image: str,
     name: str,
-    format: str | None,
-    trust: str,
+    access: Access,
     done: str,
     verb: "Callable[[BlockBackend], Awaitable[Any]]",
 ) -> None:
@@ -181,7 +179,7 @@ def _change(
     terminal.left = f"{image} is whole; the bitmap may be changed: aioblock bitmap list {image}"
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, writable=True, backing=False) as disk:
+        async with opened(terminal, image, access, writable=True, backing=False) as disk:
             try:
                 await verb(disk)
             except aioblock.BitmapError as error:

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from .access import Access, reading_options
 from .failures import Failure, explained
 from .opening import opened
+from .parameters import image_argument
 from .progress import WorkProgress
 from .quantities import exact, percent, plural
-from .subcommand import image_argument, reading_options, subcommand, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import CheckFinding, CheckResult
@@ -40,9 +42,7 @@ def command(
     image: str,
     repair: str | None,
     everything: bool,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> int:
     """Check the metadata of IMAGE against itself. The content of the disk is not looked at.
 
@@ -60,9 +60,7 @@ def command(
         async with opened(
             terminal,
             image,
-            format=format,
-            trust=trust,
-            force_share=force_share,
+            access,
             writable=repair is not None,
             for_check=True,
             backing=False,

@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .access import Access, writing_options
 from .failures import Failure
 from .opening import opened
+from .parameters import ImageName, image_argument
 from .progress import WorkProgress
 from .quantities import SIZE, duration, exact
-from .subcommand import ImageName, image_argument, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from .terminal import Terminal
@@ -35,8 +37,7 @@ def command(
     base: str | None,
     keep: bool,
     rate_limit: int,
-    format: str | None,
-    trust: str,
+    access: Access,
 ) -> None:
     """Write what IMAGE holds into its backing file, and empty IMAGE then. What is read from it stays the same.
 
@@ -49,7 +50,7 @@ def command(
     facts: dict[str, object] = {}
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, writable=True) as disk:
+        async with opened(terminal, image, access, writable=True) as disk:
             layers = disk.layers()
             if len(layers) < 2:
                 raise Failure(f"{image} has no backing file: there is nothing to write it into")

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from .access import Access, key_option, read_key, reading_options
 from .failures import explained
 from .hexdump import hexdump
 from .opening import opened
+from .parameters import format_option, image_argument
 from .progress import WorkProgress
 from .quantities import exact, plural
-from .subcommand import format_option, image_argument, reading_options, subcommand, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend, DifferentRange
@@ -31,6 +33,7 @@ _PEEK = 32
 @image_argument("first")
 @image_argument("second")
 @format_option("-F", "--second-format", help="The format of SECOND.  [default: guessed from its content]")
+@key_option("--second-key-file", help="The passphrase of SECOND, as --key-file is that of FIRST.")
 @click.option("--all", "everything", is_flag=True, help=f"Find every difference, not the first {_SHOWN} alone.")
 @click.option("--strict", is_flag=True, help="They must also be of the same size.")
 @reading_options
@@ -39,11 +42,10 @@ def command(
     first: str,
     second: str,
     second_format: str | None,
+    second_key_file: str | None,
     everything: bool,
     strict: bool,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> int:
     """Compare what is read from FIRST and from SECOND; their formats do not matter.
 
@@ -57,17 +59,15 @@ def command(
     lengths: list[int] = []
     peeks: list[bytes] = []
     complete = True
+    key = read_key(second_key_file) if second_key_file is not None else None
+    access_to_second = access._replace(format=second_format, key=key)
 
     async def body() -> None:
         nonlocal complete
         async with AsyncExitStack() as stack:
             disks: list[BlockBackend] = []
-            for name, kind in ((first, format), (second, second_format)):
-                disks.append(
-                    await stack.enter_async_context(
-                        opened(terminal, name, format=kind, trust=trust, force_share=force_share)
-                    )
-                )
+            for name, how in ((first, access), (second, access_to_second)):
+                disks.append(await stack.enter_async_context(opened(terminal, name, how)))
             lengths.extend(disk.length for disk in disks)
             progress = stack.enter_context(WorkProgress(terminal, "compare"))
             async with aclosing(aioblock.differences(disks[0], disks[1], progress=progress)) as ranges:

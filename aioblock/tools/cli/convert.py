@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from .access import Access, key_option, read_key, reading_options
+from .encryption import encrypt
 from .failures import Failure, explained
 from .format_choice import guessed_format, option_values
 from .new_file import appears_complete, refuse_to_overwrite, seen_from
 from .opening import opened
+from .parameters import ImageName, format_option, image_argument
 from .progress import WorkProgress
 from .quantities import SIZE, duration, exact, percent, rate
-from .subcommand import ImageName, format_option, image_argument, reading_options, subcommand, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -59,6 +62,7 @@ class _Summary(NamedTuple):
 )
 @format_option("-F", "--backing-format", help="The format of that backing file.  [default: guessed from its content]")
 @click.option("-s", "--snapshot", metavar="NAME", help="Copy the disk as it was when this internal snapshot was made.")
+@key_option("--encrypt-with", help="Encrypt TARGET: the passphrase is what is in FILE, to the byte; - asks for it.")
 @click.option(
     "--force", is_flag=True, help="Replace TARGET if it is there. The old one stays until the new one is complete."
 )
@@ -88,9 +92,8 @@ def command(
     salvage: bool,
     workers: int,
     rate_limit: int,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    encrypt_with: str | None,
+    access: Access,
 ) -> int:
     """Copy the disk SOURCE, with all its layers, into the new image TARGET.
 
@@ -101,27 +104,27 @@ def command(
 
     made_as = guessed_format(terminal, target, target_format)
     refuse_to_overwrite(target, force=force)
-    values = option_values(aioblock.create_options(made_as, target), options, made_as)
+    known = aioblock.create_options(made_as, target)
+    values = option_values(known, options, made_as)
+    key = read_key(encrypt_with) if encrypt_with is not None else None
+    objects = encrypt(made_as, known, values, key)
     summary: _Summary | None = None
 
     async def body() -> None:
         nonlocal summary, backing_format
         async with AsyncExitStack() as stack:
-            disk = await stack.enter_async_context(
-                opened(terminal, source, format=format, trust=trust, force_share=force_share, snapshot=snapshot)
-            )
+            disk = await stack.enter_async_context(opened(terminal, source, access, snapshot=snapshot))
             _refuse_own_files(disk, target)
             begin = time.monotonic()
             part = await stack.enter_async_context(appears_complete(terminal, target))
             if backing is not None:
-                backing_format = backing_format or await _format_of(terminal, backing, trust)
+                backing_format = backing_format or await _format_of(terminal, backing, access)
                 values["backing_file"] = seen_from(target, backing)
                 values["backing_fmt"] = backing_format
             values["size"] = -(-disk.length // 512) * 512
-            await aioblock.create(part, made_as, values)
-            secrets = {name: value for name, value in values.items() if name.endswith("key-secret")}
+            await aioblock.create(part, made_as, values, objects=objects)
             new = await stack.enter_async_context(
-                opened(terminal, part, format=made_as, trust="all", writable=True, options=secrets)
+                opened(terminal, part, Access(made_as, "all", key=key), writable=True)
             )
             unreadable: list[int] = []
             with WorkProgress(terminal, "convert") as progress:
@@ -158,8 +161,8 @@ def command(
     return 0
 
 
-async def _format_of(terminal: "Terminal", name: str, trust: str) -> str:
-    async with opened(terminal, name, trust=trust, backing=False, metadata_only=True) as disk:
+async def _format_of(terminal: "Terminal", name: str, access: Access) -> str:
+    async with opened(terminal, name, Access(trust=access.trust), backing=False, metadata_only=True) as disk:
         format = disk.node.driver.name
     terminal.note(f"{name}: format {format}, as its content says")
     return format

@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .access import Access, key_option, read_key, trust_option
+from .encryption import encrypt
 from .failures import Failure
 from .format_choice import guessed_format, option_values
 from .new_file import appears_complete, refuse_to_overwrite, seen_from
 from .opening import opened, trust_policy
+from .parameters import ImageName, format_option, image_argument
 from .quantities import SIZE, exact
-from .subcommand import ImageName, format_option, image_argument, subcommand, trust_option, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from .terminal import Terminal
@@ -33,6 +36,7 @@ __all__ = ["command"]
     "from itself.",
 )
 @format_option("-F", "--backing-format", help="The format of FILE.  [default: guessed from its content]")
+@key_option("--encrypt-with", help="Encrypt it: the passphrase is what is in FILE, to the byte; - asks for it.")
 @click.option("--force", is_flag=True, help="Replace IMAGE if it is there.")
 @trust_option
 def command(
@@ -43,6 +47,7 @@ def command(
     options: tuple[str, ...],
     backing: str | None,
     backing_format: str | None,
+    encrypt_with: str | None,
     force: bool,
     trust: str,
 ) -> None:
@@ -56,6 +61,7 @@ def command(
     refuse_to_overwrite(image, force=force)
     known = aioblock.create_options(made_as, image)
     values = option_values(known, options, made_as)
+    objects = encrypt(made_as, known, values, read_key(encrypt_with) if encrypt_with is not None else None)
     if size is not None:
         values["size"] = size
     if backing is not None and not any(option.name == "backing_file" for option in known):
@@ -67,17 +73,15 @@ def command(
     async def body() -> None:
         nonlocal made
         if backing is not None:
-            async with opened(
-                terminal, backing, format=backing_format, trust=trust, metadata_only=True, backing=True
-            ) as below:
+            async with opened(terminal, backing, Access(backing_format, trust), metadata_only=True) as below:
                 values.setdefault("size", below.length)
                 values["backing_fmt"] = below.node.driver.name
             if backing_format is None:
                 terminal.note(f"{backing}: format {values['backing_fmt']}, as its content says")
             values["backing_file"] = seen_from(image, backing)
         async with appears_complete(terminal, image) as part:
-            await aioblock.create(part, made_as, values, trust=trust_policy(trust))
-            async with opened(terminal, part, format=made_as, backing=False, metadata_only=True) as disk:
+            await aioblock.create(part, made_as, values, trust=trust_policy(trust), objects=objects)
+            async with opened(terminal, part, Access(made_as), backing=False, metadata_only=True) as disk:
                 made = disk.length, await disk.allocated_size()
 
     work(body, fast=False)

@@ -39,7 +39,10 @@ def explained(error: Exception, *, status: int = 1) -> Failure:
 
 def _hint(error: Exception, image: str) -> str:
     import aioblock
+    from aioblock import message_of
 
+    if "Invalid password" in message_of(error):
+        return "A key file counts to the byte, also the line break at its end: make it with printf, not with echo."
     hints: list[tuple[type[Exception], Callable[[Any], str]]] = [
         (aioblock.UntrustedReference, _untrusted),
         (aioblock.UnsupportedFeature, _unsupported),
@@ -71,6 +74,8 @@ def _unsupported(error: Any) -> str:
 def _option(error: Any) -> str:
     import aioblock
 
+    if "key-secret" in (error.option or "") or "key-secret" in str(error):
+        return "It is encrypted: --key-file FILE names its passphrase, --key-file - asks for it."
     if error.option in ("driver", "format"):
         return "'aioblock formats' lists the formats."
     from .format_choice import format_names

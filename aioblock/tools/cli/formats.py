@@ -6,8 +6,9 @@ import click
 
 from .failures import Failure
 from .format_choice import creatable, format_names
+from .parameters import FormatName
 from .quantities import human
-from .subcommand import FormatName, subcommand
+from .subcommand import subcommand
 
 if TYPE_CHECKING:
     from aioblock import CreateOption

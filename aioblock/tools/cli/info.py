@@ -8,10 +8,12 @@ import click
 from rich.text import Text
 from rich.tree import Tree
 
+from .access import Access, looking_options
 from .failures import Failure, explained
-from .opening import trust_policy, warn_of_suffix
+from .opening import library_options, warn_of_suffix
+from .parameters import image_argument
 from .quantities import exact, human, percent
-from .subcommand import image_argument, reading_options, subcommand, work
+from .subcommand import subcommand, work
 from .terminal import shown
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ __all__ = ["command", "show_bitmaps", "show_snapshots", "snapshot_document"]
 @subcommand("info", short_help="what an image is, its chain, snapshots and bitmaps")
 @image_argument()
 @click.option("--no-chain", is_flag=True, help="Do not open the backing files.")
-@reading_options
-def command(terminal: "Terminal", image: str, no_chain: bool, format: str | None, trust: str, force_share: bool) -> int:
+@looking_options
+def command(terminal: "Terminal", image: str, no_chain: bool, access: Access) -> int:
     """Show what IMAGE is, the chain of its backing files as a tree, its internal snapshots and its dirty bitmaps.
 
     Where the chain is broken, what could be opened is shown, and the exit status is 1.
@@ -38,7 +40,7 @@ def command(terminal: "Terminal", image: str, no_chain: bool, format: str | None
 
     async def body() -> None:
         nonlocal broken
-        how: dict[str, Any] = {"format": format, "trust": trust_policy(trust), "force_share": force_share}
+        how = library_options(access)
         try:
             found.extend([await aioblock.info(image, **how)] if no_chain else await aioblock.info_chain(image, **how))
         except (OSError, aioblock.BlockError) as error:
@@ -49,7 +51,7 @@ def command(terminal: "Terminal", image: str, no_chain: bool, format: str | None
 
     work(body, fast=False)
     top = found[0]
-    if format is None:
+    if access.format is None:
         warn_of_suffix(terminal, image, top.format)
     terminal.result(_document(found, broken))
     _show(terminal, found, broken)

@@ -6,11 +6,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from .access import Access, reading_options, writing_options
 from .failures import Failure
 from .hexdump import hexdump
 from .opening import opened
+from .parameters import image_argument
 from .quantities import SIZE, exact
-from .subcommand import image_argument, reading_options, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend, Extent
@@ -38,9 +40,7 @@ def _read(
     offset: int,
     length: int,
     output: IO[bytes] | None,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> None:
     """Read LENGTH bytes at OFFSET of IMAGE, and show them in hexadecimal and as characters."""
     if output is None and length > _MOST_SHOWN:
@@ -50,7 +50,7 @@ def _read(
     shown = bytearray()
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, force_share=force_share) as disk:
+        async with opened(terminal, image, access) as disk:
             _check_range(disk, image, offset, length)
             for at in range(offset, offset + length, _PIECE):
                 piece = await disk.pread(at, min(_PIECE, offset + length - at))
@@ -90,8 +90,7 @@ def _write(
     pattern: str | None,
     text: str | None,
     source: IO[bytes] | None,
-    format: str | None,
-    trust: str,
+    access: Access,
 ) -> None:
     """Write at OFFSET of IMAGE: LENGTH bytes of a --pattern, a --text, or what is in a file (--input)."""
     if sum(given is not None for given in (pattern, text, source)) != 1:
@@ -110,7 +109,7 @@ def _write(
         for at in range(0, len(data), _PIECE):
             await disk.pwrite(offset + at, data[at : at + _PIECE])
 
-    _change(terminal, image, offset, len(data), format, trust, "written", write)
+    _change(terminal, image, offset, len(data), access, "written", write)
 
 
 def _repeated(pattern: str, length: int) -> bytes:
@@ -130,16 +129,12 @@ def _repeated(pattern: str, length: int) -> bytes:
 @click.argument("length", type=SIZE)
 @click.option("--unmap", is_flag=True, help="Give the storage back where that can be.")
 @writing_options
-def _zero(
-    terminal: "Terminal", image: str, offset: int, length: int, unmap: bool, format: str | None, trust: str
-) -> None:
+def _zero(terminal: "Terminal", image: str, offset: int, length: int, unmap: bool, access: Access) -> None:
     """Make LENGTH bytes at OFFSET of IMAGE read as zeroes."""
     import aioblock
 
     flags = aioblock.REQ_MAY_UNMAP if unmap else 0
-    _change(
-        terminal, image, offset, length, format, trust, "zeroed", lambda disk: disk.pwrite_zeroes(offset, length, flags)
-    )
+    _change(terminal, image, offset, length, access, "zeroed", lambda disk: disk.pwrite_zeroes(offset, length, flags))
 
 
 @subcommand("discard", short_help="give storage back")
@@ -147,9 +142,9 @@ def _zero(
 @click.argument("offset", type=SIZE)
 @click.argument("length", type=SIZE)
 @writing_options
-def _discard(terminal: "Terminal", image: str, offset: int, length: int, format: str | None, trust: str) -> None:
+def _discard(terminal: "Terminal", image: str, offset: int, length: int, access: Access) -> None:
     """Tell IMAGE that LENGTH bytes at OFFSET are not needed any more. What is read there afterwards is not said."""
-    _change(terminal, image, offset, length, format, trust, "discarded", lambda disk: disk.pdiscard(offset, length))
+    _change(terminal, image, offset, length, access, "discarded", lambda disk: disk.pdiscard(offset, length))
 
 
 def _change(
@@ -157,15 +152,14 @@ def _change(
     image: str,
     offset: int,
     length: int,
-    format: str | None,
-    trust: str,
+    access: Access,
     done: str,
     verb: "Callable[[BlockBackend], Awaitable[None]]",
 ) -> None:
     terminal.left = f"Some of the {exact(length)} at offset {offset} of {image} may be {done}."
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, writable=True) as disk:
+        async with opened(terminal, image, access, writable=True) as disk:
             _check_range(disk, image, offset, length)
             await verb(disk)
             await disk.flush()
@@ -185,9 +179,7 @@ def _status(
     image: str,
     offset: int,
     length: int | None,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> None:
     """Say of each run of IMAGE, from OFFSET on, what it is, which layer of the chain decides that, and where it lies.
 
@@ -199,7 +191,7 @@ def _status(
     names: dict[int, str] = {}
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, force_share=force_share) as disk:
+        async with opened(terminal, image, access) as disk:
             wanted = disk.length - offset if length is None else length
             _check_range(disk, image, offset, wanted)
             names.update({depth: node.filename for depth, node in enumerate(disk.layers(), 1)})

@@ -83,7 +83,15 @@ async def map_layer(
     new = np.ones(len(all_kinds), bool)
     new[1:] = all_kinds[1:] != all_kinds[:-1]
     keep = np.append(new, True)
-    return LayerMap(depth, node.filename, node.driver.name, node.length, start, all_edges[keep], all_kinds[new])
+    return LayerMap(depth, _name(node), node.driver.name, node.length, start, all_edges[keep], all_kinds[new])
+
+
+def _name(node: "BlockNode") -> str:
+    """The name of the file that a layer lies in; how it is shown, where it is no single file."""
+    below: BlockNode | None = node
+    while below is not None and not below.exact_filename:
+        below = below.file.node if below.file is not None else None
+    return below.exact_filename if below is not None else node.filename
 
 
 def totals(layer: LayerMap) -> dict[str, int]:

@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .access import Access, reading_options
 from .failures import Failure
 from .opening import opened
+from .parameters import image_argument
 from .progress import WorkProgress
 from .quantities import SIZE, exact
-from .subcommand import image_argument, reading_options, subcommand, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from .layer_map import LayerMap
@@ -33,9 +35,7 @@ def command(
     runs: bool,
     start: int,
     length: int | None,
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> None:
     """Show what every layer of IMAGE's chain holds: one row a layer, the top one above, offsets from left to right.
 
@@ -47,7 +47,7 @@ def command(
     async def body() -> None:
         from .layer_map import map_layer
 
-        async with opened(terminal, image, format=format, trust=trust, force_share=force_share) as disk:
+        async with opened(terminal, image, access) as disk:
             if start > disk.length:
                 raise Failure(f"{image} is {exact(disk.length)} long: nothing lies at offset {start}")
             with WorkProgress(terminal, "map") as progress:

@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .access import Access, reading_options
 from .failures import Failure
 from .format_choice import creatable, format_names, option_values
 from .opening import opened
+from .parameters import ImageName, format_option
 from .quantities import SIZE, exact
-from .subcommand import ImageName, format_option, reading_options, subcommand, work
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import Measurement
@@ -30,9 +32,7 @@ def command(
     size: int | None,
     target_format: str | None,
     options: tuple[str, ...],
-    format: str | None,
-    trust: str,
-    force_share: bool,
+    access: Access,
 ) -> None:
     """Say how large the file of a new image becomes that holds what IMAGE holds, or an empty disk of a --size."""
     import aioblock
@@ -50,7 +50,7 @@ def command(
         if image is None:
             found.append(await aioblock.measure(made_as, values, size=size))
             return
-        async with opened(terminal, image, format=format, trust=trust, force_share=force_share) as disk:
+        async with opened(terminal, image, access) as disk:
             found.append(await aioblock.measure(made_as, values, source=disk))
 
     work(body)

@@ -1,9 +1,11 @@
 """How subcommands open images: with the trust policy asked for, and never a guess that writes."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from .access import Access
+from .encryption import with_key
 from .failures import Failure
 from .format_choice import format_names, suffix_format
 
@@ -12,7 +14,10 @@ if TYPE_CHECKING:
 
     from .terminal import Terminal
 
-__all__ = ["format_for_writing", "opened", "trust_policy", "warn_of_suffix"]
+__all__ = ["library_options", "opened", "trust_policy", "warn_of_suffix"]
+
+
+_DEFAULT: Final = Access()
 
 
 def trust_policy(name: str) -> "TrustPolicy":
@@ -26,15 +31,14 @@ def trust_policy(name: str) -> "TrustPolicy":
     }[name]
 
 
+def library_options(access: Access) -> dict[str, Any]:
+    """The arguments of functions of the library that look at an image by its name."""
+    return {"format": access.format, "trust": trust_policy(access.trust), "force_share": access.force_share}
+
+
 @asynccontextmanager
 async def opened(
-    terminal: "Terminal",
-    name: str,
-    *,
-    format: str | None = None,
-    trust: str = "directory",
-    writable: bool = False,
-    **how: Any,
+    terminal: "Terminal", name: str, access: Access = _DEFAULT, *, writable: bool = False, **how: Any
 ) -> AsyncIterator["BlockBackend"]:
     """Open an image; `how`: more of what `aioblock.open` takes. Closed at the end, whatever happens.
 
@@ -42,15 +46,36 @@ async def opened(
     """
     import aioblock
 
+    format = access.format
     if writable and format is None:
-        format = await format_for_writing(name, options=how.get("options"))
-    async with await aioblock.open(name, format=format, trust=trust_policy(trust), writable=writable, **how) as disk:
-        if format is None:
+        format = await _format_for_writing(name)
+    if access.key is not None:
+        how |= await _unlocking(name, access)
+    if not writable:
+        how["force_share"] = access.force_share
+    trust = trust_policy(access.trust)
+    try:
+        disk = await aioblock.open(name, format=format, trust=trust, writable=writable, **how)
+    except (OSError, aioblock.BlockError) as error:
+        error.filename = error.filename or name  # of several images, people want to know which
+        raise
+    async with disk:
+        if access.format is None:
             warn_of_suffix(terminal, name, disk.node.driver.name)
         yield disk
 
 
-async def format_for_writing(name: str, *, options: Mapping[str, Any] | None = None) -> str | None:
+async def _unlocking(name: str, access: Access) -> dict[str, Any]:
+    """What `aioblock.open` needs to open an encrypted image with the key. Raises: Failure; as `aioblock.open`."""
+    import aioblock
+
+    info = await aioblock.info(name, **library_options(access))
+    if not info.encrypted:
+        raise Failure(f"{name} is not encrypted", hint="Leave --key-file away.")
+    return with_key(info.format, access.key or b"")
+
+
+async def _format_for_writing(name: str) -> str | None:
     """The format of an image, from its content; None where its name says it.
 
     A disk that is taken as it is can begin with whatever its guest wrote there, also with the header of another format.
@@ -60,7 +85,7 @@ async def format_for_writing(name: str, *, options: Mapping[str, Any] | None = N
 
     if name.startswith("json:"):
         return None
-    async with await aioblock.open(name, backing=False, metadata_only=True, options=options) as disk:
+    async with await aioblock.open(name, backing=False, metadata_only=True) as disk:
         format = disk.node.driver.name
     if format == "raw":
         raise Failure(

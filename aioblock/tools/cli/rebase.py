@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .access import Access, writing_options
 from .failures import Failure
 from .new_file import seen_from
 from .opening import opened
+from .parameters import ImageName, format_option, image_argument
 from .progress import WorkProgress
-from .subcommand import ImageName, format_option, image_argument, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -45,8 +47,7 @@ def command(
     backing_format: str | None,
     no_backing: bool,
     unsafe: bool,
-    format: str | None,
-    trust: str,
+    access: Access,
 ) -> None:
     """Give IMAGE another backing file, so that what is read from it stays the same: what differs is copied into it."""
     import aioblock
@@ -66,14 +67,12 @@ def command(
                 stored = seen_from(image, backing)
                 if not unsafe or backing_format is None:
                     below = await stack.enter_async_context(
-                        opened(terminal, backing, format=backing_format, trust=trust, backing=not unsafe)
+                        opened(terminal, backing, Access(backing_format, access.trust), backing=not unsafe)
                     )
                 if below is not None and backing_format is None:
                     backing_format = below.node.driver.name
                     terminal.note(f"{backing}: format {backing_format}, as its content says")
-            disk = await stack.enter_async_context(
-                opened(terminal, image, format=format, trust=trust, writable=True, backing=not unsafe)
-            )
+            disk = await stack.enter_async_context(opened(terminal, image, access, writable=True, backing=not unsafe))
             if unsafe:
                 await disk.change_backing_file(stored, backing_format)
                 return

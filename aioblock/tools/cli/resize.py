@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .access import Access, writing_options
 from .failures import Failure
 from .opening import opened
+from .parameters import image_argument
 from .quantities import Size, exact
-from .subcommand import image_argument, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from .terminal import Terminal
@@ -43,8 +45,7 @@ def command(
     size: tuple[str, int],
     shrink: bool,
     preallocation: str,
-    format: str | None,
-    trust: str,
+    access: Access,
 ) -> None:
     """Make the disk in IMAGE SIZE bytes large, or with a sign so much larger or smaller: 20G, +5G, -512M.
 
@@ -57,7 +58,7 @@ def command(
     sizes: list[int] = []
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, writable=True, resize=True) as disk:
+        async with opened(terminal, image, access, writable=True, resize=True) as disk:
             old = disk.length
             new = {"+": old + size[1], "-": old - size[1]}.get(size[0], size[1])
             if new <= 0:

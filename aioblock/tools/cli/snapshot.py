@@ -1,14 +1,16 @@
 """`snapshot`: keep, list, apply and delete internal snapshots."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from .access import Access, looking_options, writing_options
 from .failures import Failure
 from .info import show_snapshots, snapshot_document
-from .opening import opened
+from .opening import library_options, opened
+from .parameters import image_argument
 from .quantities import exact
-from .subcommand import image_argument, reading_options, subcommand, work, writing_options
+from .subcommand import subcommand, work
 
 if TYPE_CHECKING:
     from aioblock import SnapshotInfo
@@ -20,8 +22,8 @@ __all__ = ["command"]
 
 @subcommand("list", short_help="list them")
 @image_argument()
-@reading_options
-def _list(terminal: "Terminal", image: str, format: str | None, trust: str, force_share: bool) -> None:
+@looking_options
+def _list(terminal: "Terminal", image: str, access: Access) -> None:
     """List the internal snapshots of IMAGE."""
     import aioblock
 
@@ -29,7 +31,7 @@ def _list(terminal: "Terminal", image: str, format: str | None, trust: str, forc
 
     async def body() -> None:
         nonlocal found
-        found = await aioblock.snapshots(image, format=format, force_share=force_share)
+        found = await aioblock.snapshots(image, **library_options(access))
 
     work(body, fast=False)
     terminal.result({"image": image, "snapshots": [snapshot_document(snapshot) for snapshot in found]})
@@ -43,13 +45,13 @@ def _list(terminal: "Terminal", image: str, format: str | None, trust: str, forc
 @image_argument()
 @click.argument("name")
 @writing_options
-def _create(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _create(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Keep the disk in IMAGE as it is now, under NAME."""
     terminal.left = f"{image} has the whole snapshot, or none: aioblock snapshot list {image}"
     made: list[SnapshotInfo] = []
 
     async def body() -> None:
-        async with opened(terminal, image, format=format, trust=trust, writable=True) as disk:
+        async with opened(terminal, image, access, writable=True) as disk:
             if any(snapshot.name == name for snapshot in disk.snapshots()):
                 terminal.note(f"{image} has a snapshot '{name}' already: the new one is told apart by its id")
             made.append(await disk.snapshot_create(name))
@@ -63,10 +65,10 @@ def _create(terminal: "Terminal", image: str, name: str, format: str | None, tru
 @image_argument()
 @click.argument("name")
 @writing_options
-def _apply(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _apply(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Make the disk in IMAGE what the snapshot NAME (its id, or its name) holds. What the disk holds now is lost."""
     terminal.left = f"The disk in {image} is as it was, or as the snapshot; nothing between."
-    _change(terminal, image, name, format, trust, "apply")
+    _change(terminal, image, name, access, "apply")
     terminal.print(f"{image}: the disk is that of snapshot '{name}'")
 
 
@@ -74,20 +76,19 @@ def _apply(terminal: "Terminal", image: str, name: str, format: str | None, trus
 @image_argument()
 @click.argument("name")
 @writing_options
-def _delete(terminal: "Terminal", image: str, name: str, format: str | None, trust: str) -> None:
+def _delete(terminal: "Terminal", image: str, name: str, access: Access) -> None:
     """Forget the snapshot NAME (its id, or its name) of IMAGE, and free what it alone used.
 
     The disk stays as it is.
     """
     terminal.left = f"{image} is whole; the snapshot may be gone: aioblock snapshot list {image}"
-    _change(terminal, image, name, format, trust, "delete")
+    _change(terminal, image, name, access, "delete")
     terminal.print(f"{image}: snapshot '{name}' is gone")
 
 
-def _change(terminal: "Terminal", image: str, name: str, format: str | None, trust: str, what: str) -> None:
+def _change(terminal: "Terminal", image: str, name: str, access: Access, what: str) -> None:
     async def body() -> None:
-        how: dict[str, Any] = {"format": format, "trust": trust, "writable": True, "resize": what == "apply"}
-        async with opened(terminal, image, **how) as disk:
+        async with opened(terminal, image, access, writable=True, resize=what == "apply") as disk:
             known = disk.snapshots()
             if not any(name in (snapshot.id, snapshot.name) for snapshot in known):
                 names = ", ".join(f"'{snapshot.name}'" for snapshot in known)

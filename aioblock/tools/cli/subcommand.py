@@ -5,22 +5,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..program import Interrupted, run
 from .failures import Failure, explained
 from .terminal import Terminal
 
-__all__ = [
-    "ImageName",
-    "format_option",
-    "image_argument",
-    "reading_options",
-    "subcommand",
-    "trust_option",
-    "work",
-    "writing_options",
-]
+__all__ = ["subcommand", "work"]
 
 
 def subcommand(
@@ -100,68 +90,3 @@ def work(main: Callable[[], Coroutine[Any, Any, int | None]], *, fast: bool = Tr
     Raises: Interrupted; what it raises.
     """
     return run(main, fast=fast)
-
-
-# -- arguments and options -------------------------------------------------------------------------------------------
-
-
-class ImageName(click.ParamType[str]):
-    """A file name, or any other name of an image: `protocol:...`, `json:{...}`. Completed as a file name."""
-
-    name = "image"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Let the shell complete it as a file."""
-        return [CompletionItem(incomplete, type="file")]
-
-
-class FormatName(click.ParamType[str]):
-    """The name of a format; the library knows which there are."""
-
-    name = "format"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The formats."""
-        from .format_choice import format_names
-
-        return [CompletionItem(name) for name in format_names() if name.startswith(incomplete)]
-
-
-_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def image_argument(name: str = "image") -> _Decorator:
-    """An argument that names an image."""
-    return click.argument(name, type=ImageName(), metavar=name.upper())
-
-
-def format_option(*names: str, help: str) -> _Decorator:
-    """An option that names a format."""
-    return click.option(*names, type=FormatName(), metavar="FORMAT", help=help)
-
-
-def trust_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Which of the files that an image names may be opened."""
-    return click.option(
-        "--trust",
-        type=click.Choice(["all", "directory", "none"]),
-        default="directory",
-        show_default=True,
-        help="Which files named inside the image may be opened: all, those in or below its directory, or none.",
-    )(function)
-
-
-def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What subcommands take that only read an image."""
-    function = click.option("-U", "--force-share", is_flag=True, help="Read it although another program writes to it.")(
-        function
-    )
-    return writing_options(function)
-
-
-def writing_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What subcommands take that open an image in whatever way."""
-    function = trust_option(function)
-    return format_option("-f", "--format", help="The format of the image.  [default: guessed from its content]")(
-        function
-    )
