@@ -1,5 +1,6 @@
 """The program as a whole: which subcommands there are, and how it ends."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -98,6 +99,9 @@ application = _Application(
 
 def run_program(words: Sequence[str]) -> int:
     """Run the program with these arguments; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for stops nothing
     terminal = Terminal.for_failures(words)
     try:
         try:

@@ -82,9 +82,7 @@ def _show(terminal: "Terminal", found: "list[ImageInfo]", broken: Failure | None
     top = found[0]
     terminal.heading(f"{top.filename}: {top.format}, {exact(top.virtual_size)}")
     stored = top.actual_size
-    facts: dict[str, str | Text] = {
-        "storage": "unknown" if stored is None else f"{exact(stored)}, {percent(stored, top.virtual_size)} of the disk"
-    }
+    facts: dict[str, str | Text] = {"storage": _storage(stored, top.virtual_size)}
     if top.cluster_size is not None:
         facts["cluster size"] = exact(top.cluster_size)
     if top.encrypted:
@@ -107,6 +105,12 @@ def _show(terminal: "Terminal", found: "list[ImageInfo]", broken: Failure | None
     if top.bitmaps:
         terminal.print("", Text("Bitmaps", style="bold"))
         show_bitmaps(terminal, top.bitmaps)
+
+
+def _storage(stored: int | None, size: int) -> str:
+    if stored is None:
+        return "unknown"
+    return f"{exact(stored)}, {percent(stored, size)} of the disk" if size else exact(stored)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .layer_map import COMPRESSED, DATA, KINDS, OPEN, ZERO, LayerMap, shares, totals
 from .quantities import human, offset_text, percent
+from .terminal import shown
 
 if TYPE_CHECKING:
     from .terminal import Terminal
@@ -33,7 +34,7 @@ _END, _PLAIN_END = "▏", "|"
 def draw_map(terminal: "Terminal", layers: Sequence[LayerMap], start: int, end: int) -> None:
     """Draw the layers, the top first, from offset `start` to `end`."""
     drawn = terminal.draws
-    names = [f"{layer.depth} {layer.filename}" for layer in layers]
+    names = [f"{layer.depth} {shown(layer.filename).plain}" for layer in layers]
     wide = min(max(map(len, names)), max(terminal.out.width // 4, 12))
     cells = max(min(terminal.out.width, 160) - wide - 3, 16)
     for name, layer in zip(names, layers, strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 from .failures import Failure
 from .layer_map import COMPRESSED, DATA, KINDS, OPEN, ZERO, LayerMap, shares, totals
 from .quantities import human, offset_text, percent
+from .terminal import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ def plot_map(path: str, title: str, layers: Sequence[LayerMap], start: int, end:
             hint="Install it with: pip install 'aioblock[plot]' - or leave --plot away, for a picture in the terminal.",
         ) from None
 
+    title = shown(title).plain
     style: Any = {
         "font.family": "DejaVu Sans",
         "svg.fonttype": "none",
@@ -134,6 +136,7 @@ def _label(layer: LayerMap) -> str:
     counts = totals(layer)
     stored = counts["data"] + counts["compressed"]
     name = os.path.basename(layer.filename) if not layer.filename.startswith("json:") else layer.format
+    name = shown(name).plain
     name = name if len(name) <= 34 else name[:33] + "…"
     return f"{name}\n{layer.format}, {human(layer.length)}, {percent(stored, layer.end - layer.start)} data"
 

@@ -42,6 +42,8 @@ async def appears_complete(terminal: "Terminal", name: str) -> AsyncIterator[str
         yield name
         return
     place = os.path.realpath(path)  # a link stays, and what it leads to is replaced
+    if not os.path.isdir(os.path.dirname(place)):
+        raise Failure(f"{name}: there is no directory '{os.path.dirname(path)}'", hint="Make it first: mkdir -p")
     part = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.{os.getpid()}.part")
     before = os.path.lexists(place)
     terminal.left = f"{name} is as it was before." if before else f"Nothing is left: {name} was not made."

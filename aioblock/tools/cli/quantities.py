@@ -38,7 +38,7 @@ def human(nbytes: float) -> str:
 
 def exact(nbytes: int) -> str:
     """With a unit, and to the byte: "10 GiB (10737418240 bytes)"."""
-    return f"{nbytes} bytes" if nbytes < 1000 else f"{human(nbytes)} ({nbytes} bytes)"
+    return plural(nbytes, "byte") if nbytes < 1000 else f"{human(nbytes)} ({nbytes} bytes)"
 
 
 def offset_text(offset: int, step: int) -> str:

@@ -6,6 +6,7 @@ used where the stream is a terminal; NO_COLOR, TERM=dumb and COLUMNS are minded.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
@@ -19,16 +20,33 @@ from .failures import Failure
 
 __all__ = ["PIPE_WIDTH", "Terminal", "shown"]
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """A name in an image may hold anything, also what would make the terminal do something."""
+_ESCAPED |= {code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)}
+_ESCAPED |= {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}
+"""Nor need it be text: bytes that are not UTF-8 are such surrogates in Python."""
+
+_UNFIT = re.compile("[" + "".join(re.escape(chr(code)) for code in _ESCAPED if code != 10) + "]")
 
 PIPE_WIDTH = 160
 """Columns where nothing says how many there are: lines are not broken for a program that reads them."""
 
 
 def shown(text: str | Text) -> Text:
-    """Text as it is, apart from control characters, which are shown as escapes."""
-    return text if isinstance(text, Text) else Text(text.translate(_CONTROLS))
+    """Text as it is, apart from control characters and what is no text, which are shown as escapes.
+
+    In a `Text`, which has a style and perhaps several lines, the ends of lines stay.
+    """
+    if isinstance(text, str):
+        return Text(text.translate(_ESCAPED))
+    found = [match.start() for match in _UNFIT.finditer(text.plain)]
+    if not found:
+        return text
+    pieces = text.divide(sorted({place for at in found for place in (at, at + 1)}))
+    return Text().join(
+        Text(piece.plain.translate(_ESCAPED), piece.style) if _UNFIT.fullmatch(piece.plain) else piece
+        for piece in pieces
+    )
 
 
 class Terminal:
@@ -83,7 +101,7 @@ class Terminal:
 
     def heading(self, text: str) -> None:
         """A title over a part of the result."""
-        self.print(Text(text, style="bold"))
+        self.print(Text(text.translate(_ESCAPED), style="bold"))
 
     def facts(self, facts: Mapping[str, str | Text], *, indent: int = 0) -> None:
         """Names and values, one a line."""

@@ -176,3 +176,20 @@ def test_quiet_says_nothing(chain):
     for args in (("info", "top.qcow2"), ("convert", "top.qcow2", "a.raw"), ("check", "top.qcow2")):
         result = chain.ok(*args, "--quiet")
         assert (result.out, result.err) == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a_name_that_is_no_text_stops_nothing(program, encoding):
+    name = os.fsdecode(b"a\xff$x$\xc3\xa4.qcow2")
+    assert program.process("create", name, "1M", env={"PYTHONIOENCODING": encoding}).status == 0
+    for args in (
+        ("info", name),
+        ("map", name),
+        ("map", name, "--plot", "a.svg"),
+        ("check", name),
+        ("info", "--json", name),
+    ):
+        result = program.process(*args, env={"PYTHONIOENCODING": encoding})
+        assert (result.status, result.err) == (0, ""), args
+    assert os.path.exists(name) and os.path.getsize("a.svg")
