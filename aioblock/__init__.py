@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     )
     from aioblock.api.chains import commit, rebase
     from aioblock.api.changing import amend, check, resize
-    from aioblock.api.comparing import compare
+    from aioblock.api.comparing import compare, differences
     from aioblock.api.converting import convert, target_options
     from aioblock.api.creating import create, create_options, measure
     from aioblock.api.info import BitmapInfo, ImageInfo, info, info_chain
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from aioblock.graph.layers import find_layer
     from aioblock.graph.objects import OBJECT_TYPES, make_object
     from aioblock.jobs.compare import Difference
-    from aioblock.jobs.differences import DifferentRange, differences
+    from aioblock.jobs.differences import DifferentRange
     from aioblock.jobs.errors import PositionedError
 
 __version__ = "0.1.0"
@@ -111,7 +111,7 @@ _ELSEWHERE = {
     ),
     "api.chains": ("commit", "rebase"),
     "api.changing": ("amend", "check", "resize"),
-    "api.comparing": ("compare",),
+    "api.comparing": ("compare", "differences"),
     "api.converting": ("convert", "target_options"),
     "api.creating": ("create", "create_options", "measure"),
     "api.info": ("BitmapInfo", "ImageInfo", "info", "info_chain"),
@@ -122,7 +122,7 @@ _ELSEWHERE = {
     "graph.layers": ("find_layer",),
     "graph.objects": ("OBJECT_TYPES", "make_object"),
     "jobs.compare": ("Difference",),
-    "jobs.differences": ("DifferentRange", "differences"),
+    "jobs.differences": ("DifferentRange",),
     "jobs.errors": ("PositionedError",),
 }
 """Where the names are that are loaded when they are used: most programs need few of them, and shall start fast."""

@@ -1,17 +1,19 @@
 """Comparing two images."""
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Unpack
 
 from aioblock.api.opening import Image, Opening, name_of, opened
 from aioblock.base.errors import with_context
 from aioblock.graph.backend import BlockBackend
 from aioblock.jobs import compare as job
+from aioblock.jobs import differences as ranges
 from aioblock.jobs.compare import Difference
+from aioblock.jobs.differences import DifferentRange
 from aioblock.jobs.errors import PositionedError
 
-__all__ = ["compare"]
+__all__ = ["compare", "differences"]
 
 
 async def compare(
@@ -33,17 +35,57 @@ async def compare(
     Cancelled or failed: nothing is left running or open.
     Raises: as `open`; PositionedError, whose `source` says which of the two (0 or 1).
     """
+    async with _opened((first, second), (format, second_format), how) as disks:
+        with _named((first, second)):
+            return await job.compare(*disks, strict=strict, progress=progress)
+
+
+async def differences(
+    first: Image,
+    second: Image,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    format: str | None = None,
+    second_format: str | None = None,
+    **how: Unpack[Opening],
+) -> AsyncGenerator[DifferentRange, None]:
+    """Every range in which two disks differ, in order, neighbours joined. Behind its end a disk counts as zeroes.
+
+    Close it if you leave it early (`contextlib.aclosing`). `progress(done, total)` is told bytes. `format`,
+    `second_format` and `how`: as in `open`, for those of the two that are given by name.
+
+    Closed early, cancelled or failed: nothing is left running or open.
+    Raises: as `open`; PositionedError, whose `source` says which of the two (0 or 1).
+    """
+    async with _opened((first, second), (format, second_format), how) as disks:
+        with _named((first, second)):
+            async with aclosing(ranges.differences(*disks, progress=progress)) as found:
+                async for run in found:
+                    yield run
+
+
+@asynccontextmanager
+async def _opened(
+    images: tuple[Image, Image], formats: tuple[str | None, str | None], how: Opening
+) -> AsyncIterator[tuple[BlockBackend, BlockBackend]]:
+    """Both images open. Raises: as `open`."""
+    both_open = all(isinstance(image, BlockBackend) for image in images)
     async with AsyncExitStack() as stack:
         disks: list[BlockBackend] = []
-        both_open = isinstance(first, BlockBackend) and isinstance(second, BlockBackend)
-        for image, kind in ((first, format), (second, second_format)):
+        for image, kind in zip(images, formats, strict=True):
             mine: Opening = {} if isinstance(image, BlockBackend) and not both_open else how
             disks.append(await stack.enter_async_context(opened(image, format=kind, how=mine)))
-        try:
-            return await job.compare(disks[0], disks[1], strict=strict, progress=progress)
-        except PositionedError as error:
-            image = (first, second)[error.source]
-            if not isinstance(image, BlockBackend):
-                error.filename = name_of(image)
-                with_context(error, f"'{error.filename}': ")
-            raise
+        yield disks[0], disks[1]
+
+
+@contextmanager
+def _named(images: tuple[Image, Image]) -> Iterator[None]:
+    """Let a failed request say which of the images it was about, where that was given by its name."""
+    try:
+        yield
+    except PositionedError as error:
+        image = images[error.source]
+        if not isinstance(image, BlockBackend):
+            error.filename = name_of(image)
+            with_context(error, f"'{error.filename}': ")
+        raise

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioblock import DifferentRange, PositionedError, differences
+import aioblock
+from aioblock import DifferentRange, PositionedError
 from aioblock.base.flags import DATA, ZERO
 from aioblock.jobs.compare import BUFFER
+from aioblock.jobs.differences import differences
 from tests.kit.cancel_points import cancelled_at
 from tests.kit.scripted import Script, opened
 from tests.kit.watching import assert_idle
@@ -132,3 +134,30 @@ async def test_cancelled_at_every_await_it_leaves_nothing_running():
             break
         number += 1
     assert number > 4
+
+
+async def test_by_name_the_images_are_opened_and_closed(tmp_path):
+    first, second = str(tmp_path / "a.raw"), str(tmp_path / "b.raw")
+    for name, content in ((first, b"a" * SIZE), (second, b"a" * 1024 + b"b" * 512 + b"a" * (SIZE - 1536))):
+        (tmp_path / name).write_bytes(content)
+    found = [run async for run in aioblock.differences(first, second, format="raw", second_format="raw")]
+    assert found == [DifferentRange(1024, 512)]
+    async with aclosing(aioblock.differences(first, second)) as early:
+        await anext(early)
+
+
+async def test_by_name_a_failure_says_which_file(tmp_path):
+    good, spoilt = tmp_path / "good.raw", tmp_path / "spoilt.raw"
+    for path in (good, spoilt):
+        path.write_bytes(b"a" * SIZE)
+    bad = {
+        "driver": "raw",
+        "file": {
+            "driver": "blkdebug",
+            "image": {"driver": "file", "filename": str(spoilt)},
+            "inject-error": [{"event": "none", "iotype": "read", "errno": errno.EIO}],
+        },
+    }
+    with pytest.raises(PositionedError) as caught:
+        await anext(aioblock.differences(str(good), bad))
+    assert caught.value.source == 1 and "spoilt.raw" in str(caught.value)
