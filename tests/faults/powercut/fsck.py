@@ -33,7 +33,10 @@ AUTOCLEAR_RAW = 2
 
 EXT_BITMAPS = 0x23852875
 EXT_CRYPTO = 0x0537BE77
-EXTENSIONS = frozenset((EXT_BITMAPS, EXT_CRYPTO, 0xE2792ACA, 0x6803F857, 0x44415441))
+EXT_FOREIGN = 0x12345678
+FOREIGN = b"foreign."
+"""One that nobody knows, and what it says as long as nobody spoils it (see `spoil`)."""
+EXTENSIONS = frozenset((EXT_BITMAPS, EXT_CRYPTO, EXT_FOREIGN, 0xE2792ACA, 0x6803F857, 0x44415441))
 """All types; nobody here makes others."""
 
 MOST_CLUSTERS = 1 << 22
@@ -175,6 +178,8 @@ class Image:
                 raise Damage("corrupt", f"header extension {kind:#x} at {at} with {nbytes} bytes")
             self.extensions[kind] = bytes(self.content[at + 8 : at + 8 + nbytes])
             at += 8 + (nbytes + 7) // 8 * 8
+        if (foreign := self.extensions.get(EXT_FOREIGN, FOREIGN)) != FOREIGN:
+            raise Damage("corrupt", f"the extension that nobody knows says {foreign!r}")
         self.backing_name = bytes(self.content[stop : stop + self.backing_bytes]) if self.backing_offset else b""
 
     # -- tables ------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ HINTS: dict[str, str] = {
     "commit.write_back": "c4k/uC c4k/us c4k/usW lazy4k/w lazy4k/W lazy4k/Wk lazyback/Wk lazy512/Wk c512/sWa c4k/sWx",
     "compressed": "packed/cc packed/ccc packed/cfc packed/random1",
     "driver.Qcow2Driver.reopen": "c4k/WO lazy4k/WO lazy4k/WOW c4k/bkWO",
-    "header_extension": "c64k/bk c4k/bk named/NbkNB straddle/bkbk named/bkNB",
+    "header_extension": "foreign/b7B c64k/bk c4k/bk named/NbkNB straddle/bkbk named/bkNB",
     "header_update": "named/N named/bkNB named/NN down/V down/VV",
     "image.Image._mark_corrupt": "spoilt/4M spoilt/4MC",
     "image.Image.flush_files": "databack/w databack/W data/Wf data/dW c4k/W",

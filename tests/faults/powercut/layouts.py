@@ -186,6 +186,7 @@ _ALL = (
     _layout("databack", 4096, 20, (1, 9), backing=85, **_EXTERNAL),
     _layout("spoilt", 4096, 20, (1, 9), kinds="wWzsxkC1235"),
     _layout("named", 8192, 12, (1, 6), kinds="wWzrbBBNNks", create={"backing_file": "a", "backing_fmt": "raw"}),
+    _layout("foreign", 8192, 12, (1, 6), kinds="wWbBk7"),
     _layout("straddle", 4096, 20, (1, 9), data_file=True, kinds="wWrbBk", create={"data_file": "d" * 376}),
     _layout("down", 512, 188, (1, 60), kinds="wWzurRsaxVVA", backing=101),
     _layout("raw", 4096, 20, (1, 9), data_file=True, kinds="wWTzdfrk", create={"data_file_raw": True}),

@@ -3,6 +3,8 @@
 1  a cluster that nobody uses is counted          4  a zero entry keeps a host cluster, and not an aligned one
 2  dirty, and counts above 1 are 1                5  dirty, and data is not counted
 3  an entry does not say that it is COPIED        6  the refcount table lies behind the end of the file
+
+And no damage, but what another program may do: 7  the last header extension is one that nobody knows.
 """
 
 import struct
@@ -11,7 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from tests.faults.powercut.fsck import COPIED, DIRTY, Image
+from tests.faults.powercut.fsck import COPIED, DIRTY, EXT_FOREIGN, FOREIGN, Image
 
 __all__ = ["SPOILERS", "spoilt"]
 
@@ -86,6 +88,15 @@ def _no_table(content: bytearray, image: Image) -> None:
     struct.pack_into(">Q", content, 48, len(content) + (16 << image.cluster_bits))
 
 
+def _foreign(content: bytearray, image: Image) -> None:
+    if EXT_FOREIGN in image.extensions:
+        raise LookupError("it is there")
+    at = image.header_length
+    while (head := struct.unpack_from(">II", content, at))[0]:
+        at += 8 + (head[1] + 7 & ~7)
+    struct.pack_into(">II8sII", content, at, EXT_FOREIGN, len(FOREIGN), FOREIGN, 0, 0)
+
+
 SPOILERS: dict[str, Callable[[bytearray, Image], None]] = {
     "1": _leak,
     "2": _too_low,
@@ -93,4 +104,5 @@ SPOILERS: dict[str, Callable[[bytearray, Image], None]] = {
     "4": _misaligned,
     "5": _uncounted,
     "6": _no_table,
+    "7": _foreign,
 }

@@ -32,7 +32,7 @@ TWELVE = "wWozdfFcgrsk"
 """The operations whose sequences of up to three are gone through without exception."""
 
 
-WHOLE = "fkrRsaxbmBVNATOMC123456"
+WHOLE = "fkrRsaxbmBVNATOMC1234567"
 """Operations that concern the image as a whole, and come alone."""
 
 
@@ -126,7 +126,7 @@ class Player:
             bits, lazy = AMENDED[self.count % len(AMENDED)]
             order = int(bits).bit_length() - 1
             await guest.amend({"refcount_bits": bits, "lazy_refcounts": lazy}, refcount_order=order, lazy=lazy == "on")
-        elif letter in "BVNATOMC123456":
+        elif letter in "BVNATOMC1234567":
             await self._image(letter)
         elif letter == "s":
             if len(guest.names()) < 3:
