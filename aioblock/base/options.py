@@ -110,13 +110,22 @@ def parse_json_name(name: str) -> dict[str, Any]:
         changed = {"\\'": "'", '"': '\\"'}
         return '"' + re.sub(r'(?s)\\.|"', lambda found: changed.get(found[0], found[0]), text[1:-1]) + '"'
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    text = name.removeprefix("json:")
     try:
-        found = json.loads(re.sub(_QUOTED, double, name.removeprefix("json:")))
+        found = json.loads(re.sub(_QUOTED, double, text), object_pairs_hook=once)
         if not isinstance(found, dict):
             raise OptionError("Invalid JSON object given")
         return nest(found)
     except (ValueError, RecursionError):
-        raise OptionError("Could not parse the JSON options") from None
+        from aioblock.base.json_fault import json_fault
+
+        fault = json_fault(text)
+        raise OptionError(f"Could not parse the JSON options{fault and ': '}{fault}") from None
 
 
 class Options:

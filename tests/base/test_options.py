@@ -125,13 +125,16 @@ def test_json_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("json:{", "Could not parse the JSON options"),
-        ("json:", "Could not parse the JSON options"),
+        ("json:{", "Could not parse the JSON options: JSON parse error, premature EOI"),
+        ("json:", "Could not parse the JSON options: Expecting a JSON value"),
         ("json:[]", "Invalid JSON object given"),
         ("json:5", "Invalid JSON object given"),
         ('json:{"a": 1, "a.b": 2}', "Cannot mix scalar and non-scalar keys at 'a'"),
-        ("json:" + "[" * 100_000, "Could not parse the JSON options"),
-        ("json:" + '{"a":' * 100_000 + "1" + "}" * 100_000, "Could not parse the JSON options"),
+        ("json:" + "[" * 100_000, "Could not parse the JSON options: JSON parse error, JSON nesting too deep"),
+        (
+            "json:" + '{"a":' * 100_000 + "1" + "}" * 100_000,
+            "Could not parse the JSON options: JSON parse error, JSON nesting too deep",
+        ),
         ('json:{"n": ' + "9" * 5000 + "}", "Could not parse the JSON options"),
     ],
 )
