@@ -149,9 +149,10 @@ def _all_opened(
     """The words about opening are for those that are given by name, if there are any."""
     if all(isinstance(image, BlockBackend) for image in images):
         return [opened(image, format=format, how=how) for image in images]
+    alone = partial(opened, share_write=False)  # least of all may the target be a source
     nothing: Opening = {}
     return [
-        opened(image, how=nothing) if isinstance(image, BlockBackend) else opened(image, format=format, how=how)
+        opened(image, how=nothing) if isinstance(image, BlockBackend) else alone(image, format=format, how=how)
         for image in images
     ]
 

@@ -64,8 +64,8 @@ class ImageInfo(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """The same in the keys, and in their order, of `qemu-img info --output=json`; lengths in whole sectors."""
         facts: dict[str, Any] = {
-            "snapshots": [_snapshot(snapshot) for snapshot in self.snapshots] or None,
             "backing-filename-format": self.backing_format,
+            "snapshots": [_snapshot(snapshot) for snapshot in self.snapshots] or None,
             "virtual-size": -(-self.virtual_size // _SECTOR) * _SECTOR,
             "filename": self.filename,
             "cluster-size": self.cluster_size,

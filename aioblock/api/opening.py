@@ -58,6 +58,7 @@ async def open(
     detect_zeroes: str = "off",
     copy_on_read: bool = False,
     force_share: bool = False,
+    share_write: bool = True,
     backing: bool = True,
     trust: TrustPolicy = TRUST_DIRECTORY,
     probe: bool | None = None,
@@ -80,6 +81,7 @@ async def open(
     chain are asked for their status at the same time. `objects`: the named objects, by id, that options refer to
     (secrets). `metadata_only`: only what the image says about itself is wanted, so that an encrypted one needs no
     secret; its data cannot be read.
+    `share_write` off: nobody else may write to the image meanwhile, which its locks see to.
     `snapshot`: the disk as it was when this internal snapshot was made, by its id or else its name; read-only.
 
     Cancelled or failed: everything is closed again.
@@ -111,7 +113,7 @@ async def open(
         objects=objects if objects is not None else {},
         max_depth=max_depth,
     )
-    perm, shared = root_permissions(writable=writable, resize=resize)
+    perm, shared = root_permissions(writable=writable, resize=resize, share_write=share_write or force_share)
     root = await open_root(described, settings, perm, shared, node_name)
     try:
         return BlockBackend(root, max_in_flight=max_in_flight, window=window, copy_on_read=copy_on_read)
@@ -131,6 +133,7 @@ async def opened(
     backing: bool = True,
     for_check: bool = False,
     metadata_only: bool = False,
+    share_write: bool = True,
 ) -> AsyncIterator[BlockBackend]:
     """An image for one call: an open one as it is, one that is given by its name open inside. The rest as in `open`.
 
@@ -152,6 +155,7 @@ async def opened(
             backing=backing,
             for_check=for_check,
             metadata_only=metadata_only,
+            share_write=share_write,
             **how,
         )
     except (OSError, BlockError) as error:

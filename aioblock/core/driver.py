@@ -366,6 +366,10 @@ class BlockDriver(ABC):
         return {"filename": filename}
 
     @classmethod
+    def check_create(cls, options: Mapping[str, Any]) -> None:
+        """Whether `create` can make an image with these options, before its files are touched. Raises: OptionError."""
+
+    @classmethod
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:
         """Formats: write an empty image into `file` (already there, empty, writable).
 

@@ -62,10 +62,10 @@ class BitmapVerbs(ImageVerbs):
         node = self.node
         if not name:
             raise BitmapError("Bitmap name cannot be empty", name=name)
-        if name in node.bitmaps:
-            raise BitmapError(f"Bitmap already exists: {name}", name=name)
         unit = default_granularity(node.driver.cluster_size) if granularity is None else granularity
         bitmap = DirtyBitmap(name, unit, node.length, enabled=not disabled, persistent=persistent)
+        if name in node.bitmaps:
+            raise BitmapError(f"Bitmap already exists: {name}", name=name)
         if persistent:
             if node.driver.bitmaps is None:
                 raise NotSupported(f"Can't store persistent bitmaps to {node.name}: Operation not supported")

@@ -60,6 +60,8 @@ async def create_image(
     if driver.name == "raw":
         await to_end(protocol.create_file(path, {key: value for key, value in values.items() if key in below}))
         return
+    written = {key: value for key, value in values.items() if key in own}
+    driver.check_create(written)
     files = {Role.FILE: (protocol, path)}
     for option in known:
         if option.role is not None and values.get(option.name):
@@ -68,7 +70,6 @@ async def create_image(
     for role, (kind, file) in files.items():
         extra = {key: values[key] for key in values if key in below - own} if role is Role.FILE else {}
         await to_end(kind.create_file(file, {"size": 0} | extra))
-    written = {key: value for key, value in values.items() if key in own}
     await cancelled_once(_write_format(driver, files, written), _nothing)
 
 

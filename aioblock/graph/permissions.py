@@ -37,14 +37,14 @@ _NAMES = {
 _UNTOUCHED = PERM_CONSISTENT_READ | PERM_WRITE_UNCHANGED
 
 
-def root_permissions(*, writable: bool, resize: bool = False) -> tuple[int, int]:
+def root_permissions(*, writable: bool, resize: bool = False, share_write: bool = True) -> tuple[int, int]:
     """What a backend asks and shares."""
     perm = PERM_CONSISTENT_READ
     if writable:
         perm |= PERM_WRITE
     if resize:
         perm |= PERM_RESIZE
-    return perm, PERM_ALL
+    return perm, PERM_ALL if share_write else _UNTOUCHED
 
 
 def child_permissions(

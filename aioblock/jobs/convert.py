@@ -48,7 +48,8 @@ async def convert(
 ) -> None:
     """Copy `sources` to the beginning of `target`, which is at least as long as all of them together.
 
-    They lie one behind the other, each from a multiple of 512 bytes on.
+    They lie one behind the other, each from a multiple of 512 bytes on; what is left up to there becomes zeroes. What
+    the target holds behind them stays.
 
     `compressed`: store clusters compressed. `sparse`: this many zero bytes in a row are not written as data; 0: all is
     written. `keep_backing`: what the layers of the only source above `base` (None: its top layer) leave open is left to
@@ -66,7 +67,8 @@ async def convert(
     """
     if (keep_backing or skip or nbytes is not None) and len(sources) != 1:
         raise ValueError("only one source can leave something to the backing file, or be copied in part")
-    unit, end = 1, 0
+    unit = 1
+    end = 0 if nbytes is not None or skip else min(-(-_length(sources) // SECTOR) * SECTOR, target.length)
     if compressed and offload:
         raise ValueError("the storage does not compress")
     if offload:
@@ -76,8 +78,9 @@ async def convert(
         if not unit:
             raise NotSupported("Compression not supported for this file format")
         end = min(-(-_length(sources) // unit) * unit, target.length)
-    if not target_is_zero and not keep_backing and sparse:
-        target_is_zero = await _made_zero(target)
+    wanted_zero = not target_is_zero and not keep_backing and sparse
+    if wanted_zero and nbytes is None and not skip:
+        target_is_zero = await _made_zero(target, max(_length(sources), end))
     plan = Plan(
         sources,
         longest=max((COMPRESSED_TOGETHER if compressed else BUFFER) // unit, 1) * unit,
@@ -117,10 +120,10 @@ def _backed(target: BlockBackend, keep_backing: bool) -> int:
     return below.length if below is not None else 0
 
 
-async def _made_zero(target: BlockBackend) -> bool:
-    """Whether the whole target reads as zeroes now, where that is possible without writing them."""
+async def _made_zero(target: BlockBackend, nbytes: int) -> bool:
+    """Whether so much of the target reads as zeroes now, where that is possible without writing them."""
     try:
-        await target.pwrite_zeroes(0, target.length, REQ_MAY_UNMAP | REQ_NO_FALLBACK)
+        await target.pwrite_zeroes(0, nbytes, REQ_MAY_UNMAP | REQ_NO_FALLBACK)
     except NotSupported:
         return False
     return True

@@ -19,7 +19,8 @@ class ArgumentError(Exception):
     """An option that is unknown or incomplete.
 
     Fields: `kind`, one of "unknown", "missing" (its value), "superfluous" (its value), "ambiguous"; `option`, "z" or
-    "--long"; `word`, the word of the command line that it stands in. The message is what getopt itself prints.
+    "--long"; `word`, the word of the command line that QEMU's programs name: the one that was done with last, which is
+    the one before where the option is not the last letter of its word. The message is what getopt itself prints.
     """
 
     def __init__(self, kind: str, option: str, word: str, candidates: Sequence[str] = ()) -> None:
@@ -49,11 +50,14 @@ class Arguments:
         }
         self._long = dict(long or {})
         self.operands: list[str] = []
+        self._before = ""  # the word before the one that is being read
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """(key, value) of each option; the value is "" where it takes none. Raises: ArgumentError."""
         words = self._words
+        everything = ["", *words]
         while words:
+            self._before = everything[-len(words) - 1]
             word = words.pop(0)
             if word == "--":
                 self.operands += words
@@ -69,7 +73,9 @@ class Arguments:
         for number, letter in enumerate(word[1:], 2):
             takes_value = self._short.get(letter)
             if takes_value is None:
-                raise ArgumentError("unknown", letter, word)
+                last = number == len(word)
+                before = self.operands[-1] if self.operands else self._before
+                raise ArgumentError("unknown", letter, word if last or not before else before)
             if not takes_value:
                 yield letter, ""
                 continue

@@ -72,9 +72,9 @@ def program_name() -> str:
     return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "aioblock"
 
 
-def print_error(message: str) -> None:
+def print_error(message: str, end: str = "\n") -> None:
     """Print `program: message` to stderr."""
-    print(f"{program_name()}: {message}", file=sys.stderr, flush=True)
+    print(f"{program_name()}: {message}", end=end, file=sys.stderr, flush=True)
 
 
 def fail(message: str, status: int = 1) -> int:
@@ -136,6 +136,8 @@ def image_options(text: str) -> dict[str, Any]:
     """The options in an argument of `--image-opts`, nested as the library takes them. Raises: OptionError."""
     from aioblock import OptionError, nest, parse_keyval
 
+    if not text:
+        raise OptionError("Must specify either driver or file")
     flat = parse_keyval(text, implied="file")
     if "file" in flat and not any(key.startswith("driver") for key in flat):
         # The argument is the name of a node or device of a running machine: there is none here.
@@ -155,6 +157,7 @@ async def open_image(
     detect_zeroes: str = "off",
     copy_on_read: bool = False,
     force_share: bool = False,
+    share_write: bool = True,
     backing: bool = True,
     for_check: bool = False,
     metadata_only: bool = False,
@@ -172,6 +175,8 @@ async def open_image(
     if discard not in DISCARD_MODES:
         raise ProgramError(f"Invalid discard option: {discard}")
     described = image_options(name) if image_opts and isinstance(name, str) else name
+    if format is not None and isinstance(described, str) and described.startswith("json:"):
+        options, format = {**(options or {}), "driver": format}, None  # what the command line says goes before the name
     disk = await aioblock.open(
         described,
         format=format,
@@ -183,6 +188,7 @@ async def open_image(
         detect_zeroes=detect_zeroes,
         copy_on_read=copy_on_read,
         force_share=force_share,
+        share_write=share_write,
         backing=backing,
         probe=True,
         for_check=for_check,
@@ -269,7 +275,12 @@ def run(main: Callable[[], Coroutine[Any, Any, int | None]], *, fast: bool = Tru
                         loop.add_signal_handler(signum, stop, signum)
             except (NotImplementedError, RuntimeError, ValueError, AttributeError):
                 pass  # not the main thread, or a system without them: then only KeyboardInterrupt is there
-            return await main()
+            try:
+                return await main()
+            except asyncio.CancelledError as error:
+                for note in getattr(error, "__notes__", ()):  # what is incomplete now
+                    print_error(note)
+                raise
 
         try:
             return runner.run(guarded()) or 0

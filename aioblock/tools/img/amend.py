@@ -35,20 +35,24 @@ def main(argv: Sequence[str]) -> int:
     name = asked.operands[0] if asked.operands else None
     if asked.format is not None and given.asks_help:
         return _help(asked.format)
-    if name is None or len(asked.operands) > 1:
-        raise ProgramError("Expecting one image file name")
-    asked.check_format()
-    if asked.cache not in CACHE_MODES:
-        raise ProgramError(f"Invalid cache option: {asked.cache}")
+    shown = Progress(asked.shown and not asked.quiet)
 
     async def body() -> int:
+        if name is None or len(asked.operands) > 1:
+            raise ProgramError("Expecting one image file name")
+        asked.check_format()
+        if asked.cache not in CACHE_MODES:
+            raise ProgramError(f"Invalid cache option: {asked.cache}")
         async with opened(name, cache=asked.cache, writable=True, resize=True, **asked.how()) as disk:
             if given.asks_help:
                 return _help(disk.node.driver.name)
-            await _amend(disk, given, asked.force, Progress(asked.shown and not asked.quiet))
+            await _amend(disk, given, asked.force, shown)
         return 0
 
-    return run(body, fast=False)
+    try:
+        return run(body, fast=False)
+    finally:
+        shown.end(complete=False)
 
 
 async def _amend(disk: "BlockBackend", given: OptionList, force: bool, progress: Progress) -> None:
@@ -67,14 +71,12 @@ async def _amend(disk: "BlockBackend", given: OptionList, force: bool, progress:
     except OptionError as error:
         raise ProgramError(error_text(error)) from error
     progress.begin()
-    complete = False
     try:
         await disk.amend(values, force=force, progress=progress)
-        complete = True
     except (OSError, BlockError) as error:
         raise ProgramError(error_text(error)) from error
     finally:
-        progress.end(complete)
+        progress.all_done()  # as QEMU has it, also where it failed
 
 
 def _check_amendable(format: str) -> None:

@@ -68,6 +68,8 @@ class Asked:
     """
 
     SHORT: ClassVar[str] = ""
+    GETOPT: ClassVar[str | None] = None
+    """See `Options`."""
     LONG: ClassVar[Mapping[str, str]] = {}
     WORDS: ClassVar[Mapping[str, str]] = {}
     """Of its own: options whose value becomes an attribute, by their keys."""
@@ -82,7 +84,7 @@ class Asked:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.given = OptionList()
-        self.options = Options(argv, self.SHORT, self.LONG)
+        self.options = Options(argv, self.SHORT, self.LONG, self.GETOPT)
         for option, value in self.options:
             self.take(option, value)
         self.operands = self.options.operands

@@ -52,8 +52,6 @@ class _Asked(Asked):
 
     def check(self) -> None:
         """Refuse what does not go together. Raises: ProgramError."""
-        if len(self.operands) != 2:
-            raise ProgramError("Expecting filename and bitmap name")
         asked = {action for action, _ in self.actions}
         if not asked:
             raise ProgramError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
@@ -63,6 +61,8 @@ class _Asked(Asked):
             raise ProgramError("-F only supported with -b")
         if self.source is not None and "merge" not in asked:
             raise ProgramError("Merge bitmap source file only supported with --merge")
+        if len(self.operands) != 2:
+            raise ProgramError("Expecting filename and bitmap name")
         self.check_format()
 
 

@@ -21,6 +21,9 @@ USAGE = (
     " [-p] [-U] filename"
 )
 
+_NEEDS_REBUILD = "ERROR need to rebuild refcount structures"
+"""What is said of an image that cannot be repaired in the way that was asked for."""
+
 _FAILED, _CORRUPT, _LEAKED, _NOT_SUPPORTED = 1, 2, 3, 63
 
 
@@ -97,6 +100,8 @@ async def _checked(
     progress.end()
     for finding in result.findings:
         print(finding.message, file=sys.stderr)
+    if fix_leaks and any(finding.message == _NEEDS_REBUILD for finding in result.findings):
+        raise ProgramError("Check failed: Input/output error", _FAILED)  # QEMU's word for it
     return result
 
 

@@ -1,5 +1,6 @@
 """What the subcommands share: options and their errors, numbers, opening images."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -44,10 +45,12 @@ def usage_error(message: str) -> ProgramError:
 class Options:
     """The command line of a subcommand: iterate over the options, then look at `operands`.
 
+    `getopt`: a wrong option is told as getopt itself does, under this name, and help is shown: so QEMU's `measure`.
     Raises, while it is iterated over: ProgramError; HelpAsked.
     """
 
-    def __init__(self, argv: Sequence[str], short: str, long: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], short: str, long: Mapping[str, str], getopt: str | None = None) -> None:
+        self._getopt = getopt
         self._arguments = Arguments(argv, "h" + short, {"help": "h", **long})
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -57,6 +60,9 @@ class Options:
                     raise HelpAsked
                 yield option, value
         except ArgumentError as error:
+            if self._getopt is not None:
+                print(f"{self._getopt}: {error}", file=sys.stderr, flush=True)
+                raise HelpAsked from None
             if error.kind == "missing":
                 raise usage_error(f"missing argument for option '{error.word}'") from None
             raise usage_error(f"unrecognized option '{error.word}'") from None

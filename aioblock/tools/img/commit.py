@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     async def body() -> int:
         import aioblock
 
-        async with opened(name, writable=True, cache=asked.cache, **asked.how()) as disk:
+        async with opened(name, writable=True, cache=asked.cache, discard="unmap", **asked.how()) as disk:
             progress.begin()
             complete = False
             try:

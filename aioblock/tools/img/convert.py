@@ -65,6 +65,7 @@ class _Asked(Asked):
     level: int | None = None
     workers = 8
     in_order = True
+    with_bitmaps: "BlockBackend | None" = None
 
     def __init__(self, argv: Sequence[str]) -> None:
         super().__init__(argv)
@@ -117,8 +118,6 @@ class _Asked(Asked):
             raise ProgramError(f"Invalid source cache option: {self.source_cache}")
         self.check_format()
         check_image_opts(self.target_image_opts, self.target_format)
-        if self.bitmaps and len(self.sources) > 1:
-            raise ProgramError("Copying bitmaps only possible with single source")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -139,44 +138,75 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _convert(asked: _Asked, progress: Progress) -> None:
-    from aioblock import removed_on_failure
+    from aioblock import beside, removed_on_failure
 
     async with AsyncExitStack() as stack:
-        sources = [await stack.enter_async_context(_source(asked, name)) for name in asked.sources]
-        if asked.snapshot is not None and len(sources) > 1:
+        sources = [await stack.enter_async_context(_source(asked, *named)) for named in enumerate(asked.sources)]
+        if isinstance(asked.snapshot, str) and len(sources) > 1:
             raise ProgramError("No support for concatenating multiple snapshot")
-        if asked.bitmaps:
-            check_source_bitmaps(sources[0], asked.skip_broken)
+        total = sum(-(-source.length // SECTOR) * SECTOR for source in sources)
+        format = asked.target_format or "raw"
+        if asked.skip_create and asked.backing is not None and len(sources) > 1:
+            raise ProgramError(
+                "Having a backing file for the target makes no sense when concatenating multiple input images"
+            )
+        values = {} if asked.skip_create else _target_options(asked, format)
+        asked.with_bitmaps = await _bitmap_source(asked, sources, stack)
         if asked.cache not in CACHE_MODES:
             raise ProgramError(f"Invalid cache option: {asked.cache}")
-        total = sum(-(-source.length // SECTOR) * SECTOR for source in sources)
         if asked.skip_create:
-            keep_backing = asked.backing is not None
-            if keep_backing and len(sources) > 1:
-                raise ProgramError(
-                    "Having a backing file for the target makes no sense when concatenating multiple input images"
-                )
             async with _target(asked) as target:
-                if target.length < sources[-1].length - -(-sources[-1].length // SECTOR) * SECTOR + total:
-                    raise ProgramError("output file is smaller than input file")
-                await _copy(asked, sources, target, keep_backing, asked.target_is_zero, progress)
+                _check_given(asked, target, total - -sources[-1].length % SECTOR)
+                async with removed_on_failure(target.name):
+                    keep_backing = asked.backing is not None
+                    await _copy(asked, sources, target, keep_backing, asked.target_is_zero, progress)
             return
-        format = asked.target_format or "raw"
-        values = _target_options(asked, format)
         values["size"] = total
-        keep_backing = "backing_file" in values
-        async with removed_on_failure(asked.target):
+        data_file = values.get("data_file")
+        async with removed_on_failure(asked.target, *([beside(asked.target, data_file)] if data_file else [])):
             await _create(asked.target, format, values)
             async with _target(asked, values) as target:
                 is_zero = target.node.driver.has_zero_init()
-                await _copy(asked, sources, target, keep_backing, is_zero, progress)
+                await _copy(asked, sources, target, "backing_file" in values, is_zero, progress)
 
 
-def _source(asked: _Asked, name: str) -> "AbstractAsyncContextManager[BlockBackend]":
-    how = {**asked.how(), "cache": asked.source_cache}
-    if asked.snapshot is None or len(asked.sources) > 1:
+def _check_given(asked: _Asked, target: "BlockBackend", nbytes: int) -> None:
+    """Whether so much can be written to a target that was there. Raises: ProgramError."""
+    from aioblock import NotSupported, target_options
+
+    if asked.compressed:
+        try:
+            target_options(target.node.driver.name, asked.target, {}, sources=1, compressed=True)
+        except NotSupported as error:
+            raise ProgramError(error_text(error)) from error
+    if target.length < nbytes:
+        raise ProgramError("output file is smaller than input file")
+
+
+def _reading(asked: _Asked) -> dict[str, Any]:
+    """How the sources are opened: least of all may the target be one of them."""
+    return {**asked.how(), "cache": asked.source_cache, "share_write": False}
+
+
+def _source(asked: _Asked, number: int, name: str) -> "AbstractAsyncContextManager[BlockBackend]":
+    how = _reading(asked)
+    refused = isinstance(asked.snapshot, str) and len(asked.sources) > 1  # once all are open
+    if asked.snapshot is None or refused or number:
         return opened(name, **how)
     return opened_at(name, asked.snapshot, **how)
+
+
+async def _bitmap_source(asked: _Asked, sources: "list[BlockBackend]", stack: AsyncExitStack) -> "BlockBackend | None":
+    """The image whose bitmaps are copied. Raises: ProgramError where they cannot be."""
+    if not asked.bitmaps:
+        return None
+    if len(sources) > 1:
+        raise ProgramError("Copying bitmaps only possible with single source")
+    source = sources[0]
+    if asked.snapshot is not None:  # a snapshot has none of its own
+        source = await stack.enter_async_context(opened(asked.sources[0], **_reading(asked)))
+    check_source_bitmaps(source, asked.skip_broken)
+    return source
 
 
 def _target_options(asked: _Asked, format: str) -> dict[str, Any]:
@@ -262,7 +292,7 @@ async def _copy(
             progress=progress if asked.shown and not asked.quiet else None,
             salvage=warn if asked.salvage else None,
         )
-        if asked.bitmaps:
-            await copy_bitmaps(sources[0], target)
+        if asked.with_bitmaps is not None:
+            await copy_bitmaps(asked.with_bitmaps, target)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..program import error_text, fail, objects, open_image, run
+from ..program import error_text, fail, objects, open_image, print_error, run
 from .asked import Asked, long_options
 from .command import SECTOR, parse_size_argument, usage_error
 
@@ -23,6 +23,7 @@ __all__ = [
 
 USAGE = "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"
 
+_DETECTED = "\nDetected format of "
 _KINDS = {"size": "<size>", "bool": "<bool (on/off)>", "int": "<num>", "str": "<str>"}
 
 
@@ -79,9 +80,12 @@ async def _create(asked: _Asked, name: str, size: int | None) -> int:
             raise aioblock.OptionError("Image creation needs a size parameter")
         if not asked.quiet:
             print(f"Formatting '{name}', fmt={format} {format_options(known, values)}", flush=True)
+        values["size"] = -(-values["size"] // SECTOR) * SECTOR
         await aioblock.create(name, format, values, trust=aioblock.TRUST_ALL, objects=objects)
     except (OSError, aioblock.BlockError) as error:
-        return fail(f"{name}: {creation_error(error, format)}")
+        message = f"{name}: {creation_error(error, format)}"
+        print_error(message, end="" if _DETECTED in message else "\n")  # QEMU ends no line behind this hint
+        return 1
     return 0
 
 
@@ -118,7 +122,7 @@ async def _settle_backing(name: str, values: dict[str, Any], unsafe: bool) -> No
         except (OSError, aioblock.BlockError) as error:
             raise aioblock.OptionError(f"{error_text(error)}\nCould not open backing image.") from error
     if "backing_fmt" not in values:
-        hint = f"\nDetected format of {detected}." if detected is not None else ""
+        hint = f"{_DETECTED}{detected}." if detected is not None else ""
         raise aioblock.OptionError(f"Backing file specified without backing format{hint}")
 
 

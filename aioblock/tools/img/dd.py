@@ -62,7 +62,7 @@ async def _copy(asked: _Asked) -> None:
     import aioblock
 
     assert asked.source is not None and asked.target is not None
-    async with opened(asked.source, **asked.how()) as source:
+    async with opened(asked.source, share_write=False, **asked.how()) as source:  # it cannot be the output too
         _check_target(asked.target_format, asked.target)
         # As QEMU has it: the blocks of `count` are those from the beginning of the input on, skipped ones included.
         end = -(-source.length // SECTOR) * SECTOR

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..program import ProgramError, error_text, objects, print_error, run
 from .asked import Asked, long_options
 from .command import opened, parse_size_argument
+from .create import typed
 from .qjson import to_json
 from .snapshot_source import opened_at, parse_snapshot
 
@@ -25,6 +26,8 @@ class _Asked(Asked):
     SHORT = "f:l:o:O:U"
     LONG = long_options("object", "image-opts", "output", "force-share", size="size:")
     WORDS: ClassVar = {"O": "output_format"}
+
+    GETOPT = "measure"
 
     output_format = "raw"
     size: int | None = None
@@ -79,13 +82,16 @@ async def _measured(asked: _Asked, source: "BlockBackend | None") -> "Measuremen
     if format not in aioblock.driver_names():
         raise ProgramError(f"Unknown file format '{format}'")
     try:
-        return await aioblock.measure(format, asked.given.values(), size=asked.size, source=source, objects=objects)
+        values = typed(aioblock.create_options(format, "x"), asked.given.values())
     except aioblock.OptionError as error:
-        message = error_text(error)
-        if not message.startswith("Invalid parameter "):
-            raise ProgramError(message) from error
-        print_error(message)
+        print_error(error_text(error))
         raise ProgramError(f"Invalid options for file format '{format}'") from error
+    except aioblock.NotSupported as error:
+        raise ProgramError(f"Format driver '{format}' does not support image creation") from error
+    if format == "qcow2" and values.get("compat") not in (None, "0.10", "1.1"):
+        raise ProgramError(f"Invalid compatibility level: '{values['compat']}'")  # QEMU knows no other names here
+    try:
+        return await aioblock.measure(format, values, size=asked.size, source=source, objects=objects)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
 

@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
                 raise ProgramError(f"Invalid {what} option: {cache}")
         run(lambda: _rebase(asked, progress))
         complete = True
+    except _NotChanged:
+        progress.all_done()  # as QEMU has it
+        raise
     finally:
         progress.end(complete)
     return 0
@@ -108,7 +111,7 @@ async def _open_new(disk: "BlockBackend", asked: _Asked, backing: str) -> "Block
 def _check_format(disk: "BlockBackend", asked: _Asked) -> None:
     """The image would be told to guess the format of its backing file otherwise. Raises: ProgramError."""
     if disk.node.driver.supports_backing and asked.backing and asked.backing_format is None:
-        raise ProgramError(f"Could not change the backing file to '{asked.backing}': backing format must be specified")
+        raise _NotChanged(asked, "backing format must be specified")
 
 
 async def _change(disk: "BlockBackend", asked: _Asked) -> None:
@@ -121,8 +124,18 @@ async def _change(disk: "BlockBackend", asked: _Asked) -> None:
         raise _not_changed(asked, error) from error
 
 
-def _not_changed(asked: _Asked, error: Exception) -> ProgramError:
-    from aioblock import NotSupported
+class _NotChanged(ProgramError):
+    """The image does not name the new backing file."""
 
-    reason = "Operation not supported" if isinstance(error, NotSupported) else error_text(error)
-    return ProgramError(f"Could not change the backing file to '{asked.backing or '(null)'}': {reason}")
+    def __init__(self, asked: _Asked, reason: str) -> None:
+        name = "(null)" if asked.backing is None else asked.backing
+        super().__init__(f"Could not change the backing file to '{name}': {reason}")
+
+
+def _not_changed(asked: _Asked, error: Exception) -> _NotChanged:
+    """QEMU's words: it tells the errno of what an image cannot do."""
+    from aioblock import NotSupported, OptionError
+
+    if isinstance(error, NotSupported):
+        return _NotChanged(asked, "Operation not supported")
+    return _NotChanged(asked, "Invalid argument" if isinstance(error, OptionError) else error_text(error))

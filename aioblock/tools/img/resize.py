@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..program import ProgramError, error_text, print_error, run
 from .asked import Asked, long_options
-from .command import opened, usage_error
+from .command import SECTOR, opened, usage_error
 
 if TYPE_CHECKING:
     from aioblock import BlockBackend
@@ -46,7 +46,11 @@ def main(argv: Sequence[str]) -> int:
 
     async def body() -> int:
         async with opened(name, writable=True, resize=True, **asked.how()) as disk:
-            length = disk.length + sign * size if sign else size
+            current = -(-disk.length // SECTOR) * SECTOR
+            # What is left of the last sector does not count, also where the disk would only lose that.
+            length = current + sign * size if sign else size
+            if disk.length <= length < current and not asked.shrink:
+                raise _refused()
             await _resize(disk, length, asked.prealloc, asked.shrink)
         if not asked.quiet:
             print("Image resized.")
@@ -75,9 +79,14 @@ async def _resize(disk: "BlockBackend", length: int, prealloc: str, shrink: bool
     except (OSError, BlockError) as error:
         if not isinstance(error, OptionError) or error.option != "shrink":
             raise ProgramError(error_text(error)) from error
-        print_error("Use the --shrink option to perform a shrink operation.")
-        print_error(
-            "warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such "
-            "an operation, make sure there is no important data there."
-        )
-        raise ProgramError("") from error
+        raise _refused() from error
+
+
+def _refused() -> ProgramError:
+    """Print why the disk is not made smaller."""
+    print_error("Use the --shrink option to perform a shrink operation.")
+    print_error(
+        "warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such "
+        "an operation, make sure there is no important data there."
+    )
+    return ProgramError("")

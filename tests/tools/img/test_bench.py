@@ -54,11 +54,11 @@ def test_writes_go_where_qemu_writes_them(sides, line):
     sides.same_content("x", "qcow2")
 
 
-def test_io_uring_is_refused(sides):
+@pytest.mark.parametrize("line", ["-i io_uring", "-i native -t none", "-n -t directsync"])
+def test_how_the_system_is_asked_is_accepted(sides, line):
     sides.write("x", bytes(4096))
-    result = sides.run_ours("bench", "-i", "io_uring", "-f", "raw", "x")
-    assert result.status == 1
-    assert "aio=io_uring is not supported" in result.err
+    words = f"bench {line} -c 3 -s 512 -f raw x".split()
+    assert sides.run_theirs(*words).status == sides.run_ours(*words).status == 0
 
 
 def test_an_image_that_was_taken_for_raw_is_warned_about(sides):

@@ -262,3 +262,40 @@ def _handles(pid, signum):
     with open(f"/proc/{pid}/status") as file:
         caught = next(line for line in file if line.startswith("SigCgt:"))
     return int(caught.split()[1], 16) >> (signum - 1) & 1
+
+
+@pytest.mark.parametrize("line", ["-O raw raw raw", "-n -O raw raw raw", "-O qcow2 top top"])
+def test_a_source_is_no_target(sides, line):
+    sides.write("raw", bytes(range(256)) * 4096)
+    sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "top", "1M")
+    sides.same("convert", "-f", "qcow2" if "top" in line else "raw", *line.split())
+    assert (sides.ours / "raw").read_bytes() == bytes(range(256)) * 4096
+
+
+def test_what_lies_behind_the_source_stays(sides):
+    """A target that is there already may be longer."""
+    sides.write("short", b"x" * 1000)
+    sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "out", "1M")
+    sides.prepare("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "out")
+    sides.same("convert", "-n", "-f", "raw", "-O", "qcow2", "short", "out")
+    sides.same_content("out", "qcow2")
+
+
+def test_bitmaps_of_an_image_at_a_snapshot(sides):
+    sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "in", "1M")
+    sides.prepare("qemu-img", "bitmap", "--add", "in", "map")
+    sides.prepare("qemu-img", "snapshot", "-c", "then", "in")
+    sides.prepare("qemu-io", "-c", "write -P 7 0 64k", "in")
+    sides.same("convert", "--bitmaps", "-l", "then", "-O", "qcow2", "in", "out")
+    assert [line for facts in sides.facts("out") for line in facts if "name: map" in line] == [
+        "            name: map"
+    ] * 2
+    sides.same_content("out", "qcow2")
+
+
+def test_a_snapshot_of_the_first_of_several_sources(sides):
+    sides.prepare("qemu-img", "create", "-q", "-f", "qcow2", "in", "1M")
+    sides.prepare("qemu-img", "snapshot", "-c", "then", "in")
+    sides.prepare("qemu-io", "-c", "write -P 7 0 64k", "in")
+    sides.same("convert", "-l", "snapshot.name=then", "-O", "raw", "in", "in", "out")
+    sides.same_content("out", "raw")

@@ -130,10 +130,8 @@ def test_a_backing_file(sides, line):
 @pytest.mark.parametrize(("name", "format"), [("base.qcow2", "qcow2"), ("base.raw", "raw")])
 def test_a_backing_file_without_its_format(sides, name, format):
     sides.prepare("qemu-img", "create", "-q", "-f", format, name, "3M")
-    theirs, ours = (run("create", "-f", "qcow2", "-b", name, "x") for run in (sides.run_theirs, sides.run_ours))
-    assert ours.err == theirs.err + "\n"  # QEMU's last line has no end
-    assert f"Detected format of {format}." in ours.err
-    assert ours.status == theirs.status == 1
+    ours = sides.same("create", "-f", "qcow2", "-b", name, "x")
+    assert ours.err.endswith(f"Detected format of {format}.")  # QEMU's last line has no end
 
 
 @pytest.mark.parametrize(

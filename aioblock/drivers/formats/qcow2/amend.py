@@ -103,7 +103,6 @@ def _check(image: "Image", options: Mapping[str, Any]) -> _Wish:
     bits = options.get("refcount_bits", header.refcount_bits)
     if not 1 <= bits <= 64 or bits & (bits - 1):
         raise OptionError("Refcount width must be a power of two and may not exceed 64 bits", option="refcount_bits")
-    _check_backing(header, options)
     lazy = options.get("lazy_refcounts", header.lazy_refcounts and version >= 3)
     data_file = options.get("data_file")
     if data_file is not None and not header.has_data_file:
@@ -124,6 +123,7 @@ def _check(image: "Image", options: Mapping[str, Any]) -> _Wish:
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
             option="lazy_refcounts",
         )
+    _check_backing(header, options)
     size = options.get("size") or image.size
     if size % 512:
         raise OptionError("The new size must be a multiple of 512", option="size")
@@ -133,8 +133,11 @@ def _check(image: "Image", options: Mapping[str, Any]) -> _Wish:
 
 
 def _check_backing(header: Header, options: Mapping[str, Any]) -> None:
-    same = options.get("backing_file", header.backing_file) == header.backing_file
-    if not same or options.get("backing_fmt", header.backing_format) != header.backing_format:
+    if "backing_file" not in options and "backing_fmt" not in options:
+        return
+    # As QEMU has it: of the two that are there, both must be named, or none.
+    given = options.get("backing_file"), options.get("backing_fmt")
+    if given != (header.backing_file, header.backing_format):
         raise OptionError(
             "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.", option="backing_file"
         )
@@ -221,6 +224,8 @@ async def change_backing_file(image: "Image", filename: str | None, format: str 
     encoded = (format or "").encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_BACKING_FORMAT:
         raise OptionError(f"Backing format '{format}' is too long", option="backing_fmt")
+    if filename and image.data_file_raw:
+        raise OptionError("An image with data-file-raw can have no backing file", option="backing_file")
     await write_back(image)
 
     def change(header: Header) -> None:

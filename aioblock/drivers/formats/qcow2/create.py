@@ -31,9 +31,7 @@ from aioblock.drivers.formats.qcow2.validation import MAX_BACKING_FORMAT, V2_LEN
 if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
 
-__all__ = ["cluster_size_of", "create"]
-
-"""In the order in which `qemu-img create` shows those that have a value."""
+__all__ = ["check_options", "cluster_size_of", "create"]
 
 MIN_CLUSTER_SIZE: Final = 512
 MAX_CLUSTER_SIZE: Final = 2 << 20
@@ -86,6 +84,11 @@ async def create(file: "BlockIO", options: Mapping[str, Any]) -> None:
     await file.flush()
     await file.pwrite(0, first_cluster)
     await file.flush()
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Whether an image can be created with these options. Raises: OptionError."""
+    _new_header(options)
 
 
 # -- options ---------------------------------------------------------------------------------------------------------

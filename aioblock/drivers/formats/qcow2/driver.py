@@ -284,6 +284,13 @@ class Qcow2Driver(WholeImage):
         return 100 if head[:4] == MAGIC and int.from_bytes(head[4:8], "big") >= 2 else 0
 
     @classmethod
+    def check_create(cls, options: Mapping[str, Any]) -> None:
+        """What makes no header is refused."""
+        from aioblock.drivers.formats.qcow2.create import check_options
+
+        check_options(options)
+
+    @classmethod
     async def create(cls, file: "BlockIO", options: Mapping[str, Any]) -> None:
         """Write an empty image."""
         from aioblock.drivers.formats.qcow2.create import create

@@ -134,11 +134,11 @@ async def apply_snapshot(image: "Image", id_or_name: str) -> None:
     there is none; EINVAL: a refcount is too narrow).
     """
     await _ready(image)
+    if image.bitmaps:  # they would not tell what is different then
+        raise NotSupported("Device has active dirty bitmaps")
     entry = find(image, id_or_name)
     check_l1(image, entry)
     header = image.header
-    if image.bitmaps:  # they would not tell what is different then
-        raise NotSupported("Device has active dirty bitmaps")
     size = image.size if entry.disk_size is None else entry.disk_size
     if size != image.size and image.version < 3:
         raise NotSupported("Can't change the size of a v2 image which has snapshots")

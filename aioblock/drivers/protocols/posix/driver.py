@@ -82,8 +82,9 @@ class PosixDriver(BlockDriver):
     async def open(cls, context: "OpenContext") -> Self:
         """Open the file.
 
-        Options: `filename`; `locking` (on, off, auto: where the filesystem can); `aio` (threads). `drop-cache` is taken
-        and has no effect: it matters to migration alone.
+        Options: `filename`; `locking` (on, off, auto: where the filesystem can); `aio` (threads, native, io_uring),
+        which is how QEMU asks the system for I/O: here it changes nothing. `drop-cache` is taken and has no effect: it
+        matters to migration alone.
         """
         options = context.options
         filename = options.take_str("filename", "")
@@ -91,8 +92,10 @@ class PosixDriver(BlockDriver):
             raise OptionError(f"The '{cls.name}' block driver requires a file name", option="filename")
         locking = options.take_choice("locking", ("on", "off", "auto"), "auto")
         aio = options.take_choice("aio", ("threads", "native", "io_uring"), "threads")
-        if aio != "threads":
-            raise NotSupported(f"aio={aio} is not supported, only aio=threads is")
+        if aio == "native" and not context.cache.direct:
+            raise OptionError(
+                "aio=native was specified, but it requires cache.direct=on, which was not specified.", option="aio"
+            )
         options.take_bool("drop-cache", True)
         if options.take_bool("x-check-cache-dropped", False):
             raise NotSupported("x-check-cache-dropped=on is not supported")
