@@ -76,10 +76,9 @@ def test_repair_of_refcounts(images, damage):
 
 def test_leaks_alone_cannot_be_repaired_in_a_structure_that_must_be_rebuilt(images):
     _corrupt(images)
-    theirs, ours = images.run_theirs("check", "-r", "leaks", "x"), images.run_ours("check", "-r", "leaks", "x")
-    assert theirs.status == ours.status == 1
+    ours = images.same("check", "-r", "leaks", "x")
+    assert ours.status == 1
     assert "ERROR need to rebuild refcount structures\n" in ours.err
-    assert ours.err == theirs.err.replace("qemu-img: Check failed: Input/output error\n", "")
 
 
 @pytest.mark.parametrize("command", ["map x", "convert -O raw x y"])
