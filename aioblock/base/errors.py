@@ -14,6 +14,10 @@
         PermissionConflict      another user of the node does not share what was asked for
         NodeInUse               the node is still needed
       BitmapError               a dirty bitmap is not there, is there already, or is not fit for what was asked
+      NbdError                  an NBD connection does not come about, or breaks
+        LocalProtocolError      this side was about to break the protocol: a mistake in the program
+        RemoteProtocolError     the other side broke it
+        OptionRefused           the server refused an option of the handshake
       JobError                  a job could not be done
 
 An error is built from fields, and its message from them, so that a program can act on the fields and a person can
@@ -31,10 +35,14 @@ __all__ = [
     "ImageError",
     "InvalidImage",
     "JobError",
+    "LocalProtocolError",
+    "NbdError",
     "NodeInUse",
     "NotSupported",
     "OptionError",
+    "OptionRefused",
     "PermissionConflict",
+    "RemoteProtocolError",
     "UnsupportedFeature",
     "UntrustedReference",
     "VerifyError",
@@ -140,6 +148,28 @@ class BitmapError(BlockError):
     def __init__(self, message: str, *, name: str | None = None, filename: str | None = None) -> None:
         super().__init__(message, filename=filename)
         self.name = name
+
+
+class NbdError(BlockError):
+    """An NBD connection does not come about, or breaks."""
+
+
+class LocalProtocolError(NbdError):
+    """This side was about to break the protocol; nothing was sent."""
+
+
+class RemoteProtocolError(NbdError):
+    """The other side broke the protocol: nothing more can be believed of what it sends."""
+
+
+class OptionRefused(NbdError):
+    """The server refused an option. Fields: `option` and `reply`, the protocol's numbers; `words`, the server's own."""
+
+    def __init__(self, message: str, *, option: int, reply: int, words: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+        self.reply = reply
+        self.words = words
 
 
 class JobError(BlockError):

@@ -1,0 +1,1 @@
+"""Layer 1: the NBD protocol without I/O, for client and server: bytes in, events and bytes out."""

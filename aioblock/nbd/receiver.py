@@ -1,0 +1,113 @@
+"""Receiver: a stream cut into messages, in the form in which asyncio's BufferedProtocol brings it.
+
+Heads of messages are parsed where they were received. A payload goes to the memory that its message names: what came
+with the head is copied there, and where much of it is to come, `get_buffer` gives that very memory out, so that it is
+received in place. `get_buffer` and `buffer_updated` follow each other with nothing in between: whoever takes the memory
+away from a payload (`_drop_payload`) does it before or after both.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Final, Generic, TypeVar
+
+__all__ = ["Receiver"]
+
+M = TypeVar("M")
+
+_CAPACITY: Final = 1 << 16
+_IN_PLACE: Final = 1 << 14
+"""A payload of which less is missing is received together with what follows it: one system call for many messages."""
+
+
+class Receiver(ABC, Generic[M]):
+    """Bytes in, messages out. After an error it is of no use any more."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(_CAPACITY)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._sink: memoryview | None = None
+        """Where the payload goes that is being received; None while none is, or where it is dropped."""
+        self._filled = 0
+        self._missing = 0
+        """How many bytes of the payload are to come."""
+        self._in_place = False
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the stream may end here: no message has begun."""
+        return not self._missing and self._start == self._end
+
+    def get_buffer(self) -> memoryview:
+        """Memory for what is received next; never empty. Say with `buffer_updated` how much came."""
+        if self._missing >= _IN_PLACE and self._sink is not None:
+            self._in_place = True
+            return self._sink[self._filled :]
+        if self._start:
+            rest = self._buffer[self._start : self._end]
+            self._start, self._end = 0, len(rest)
+            self._buffer[: self._end] = rest
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> list[M]:
+        """The messages that are complete with `nbytes` more. Raises: RemoteProtocolError."""
+        found: list[M] = []
+        if self._in_place:
+            self._in_place = False
+            self._filled += nbytes
+            self._missing -= nbytes
+            if not self._missing:
+                self._sink = None
+                self._payload_done(found)
+            return found
+        self._end += nbytes
+        while True:
+            if self._missing:
+                if not self._take():
+                    return found
+                self._payload_done(found)
+            elif not self._head(found):
+                return found
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[M]:
+        """The messages that are complete with `data`, copied to where it belongs. Raises: RemoteProtocolError."""
+        found: list[M] = []
+        rest = memoryview(data)
+        while rest:
+            room = self.get_buffer()
+            nbytes = min(len(room), len(rest))
+            room[:nbytes] = rest[:nbytes]
+            rest = rest[nbytes:]
+            found += self.buffer_updated(nbytes)
+        return found
+
+    def _take(self) -> bool:
+        """Move what was received to the payload; whether that is complete."""
+        nbytes = min(self._end - self._start, self._missing)
+        if self._sink is not None:
+            self._sink[self._filled : self._filled + nbytes] = self._view[self._start : self._start + nbytes]
+        self._start += nbytes
+        self._filled += nbytes
+        self._missing -= nbytes
+        if self._missing:
+            return False
+        self._sink = None
+        return True
+
+    def _expect(self, sink: memoryview | None, nbytes: int) -> None:
+        """The next `nbytes` (not 0) are a payload, and go to `sink`; None: they are dropped."""
+        self._sink, self._filled, self._missing = sink, 0, nbytes
+
+    def _drop_payload(self) -> None:
+        """What is still to come of the payload is dropped."""
+        self._sink = None
+
+    @abstractmethod
+    def _head(self, found: list[M]) -> bool:
+        """Parse the head of a message at `_start`, up to `_end`, and move `_start` behind it; False: it is incomplete.
+
+        A message without payload is put into `found`; for another one, `_expect` is called.
+        """
+
+    @abstractmethod
+    def _payload_done(self, found: list[M]) -> None:
+        """The payload is complete."""
