@@ -7,13 +7,17 @@ from typing import Any, Final
 
 from aioblock.base.errors import OptionError
 from aioblock.base.options import Options, nest, parse_keyval
+from aioblock.core.authorization import AuthzList, AuthzSimple
 from aioblock.core.objects import NamedObject
 from aioblock.core.secrets import Secret
 from aioblock.core.throttling import ThrottleGroup
+from aioblock.core.tls import TlsPsk, TlsX509
 
 __all__ = ["OBJECT_TYPES", "make_object"]
 
-OBJECT_TYPES: Final[dict[str, type[NamedObject]]] = {kind.type_name: kind for kind in (Secret, ThrottleGroup)}
+OBJECT_TYPES: Final[dict[str, type[NamedObject]]] = {
+    kind.type_name: kind for kind in (AuthzList, AuthzSimple, Secret, ThrottleGroup, TlsPsk, TlsX509)
+}
 """Every kind of named object."""
 
 _ID = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*", re.ASCII)
