@@ -83,7 +83,8 @@ class BlockDriver(ABC):
     debugger: "Debugger | None" = None
     """A filter for tests, here or right below, that wants to be told of each step: see `core.debugger`."""
     exact_filename: str = ""
-    """Filters with a `name_prefix`: the name that opens the same thing, or "" where it takes options."""
+    """Filters with a `name_prefix`: the name that opens the same thing, or "" where it takes options. Protocols with
+    several ways to name a thing: the one that is shown; "": the file name that was given."""
     identity: object = None
     """Protocols: what is equal for two nodes that hold the same bytes (device and inode); None where nobody knows."""
 

@@ -1,16 +1,27 @@
 """The registry of drivers: by name, and by looking at the first bytes of a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aioblock.base.errors import InvalidImage, OptionError
 from aioblock.core.driver import BlockDriver
 
-__all__ = ["PROBE_BYTES", "driver_names", "find_driver", "find_protocol", "probe_format", "register", "register_later"]
+__all__ = [
+    "PROBE_BYTES",
+    "driver_names",
+    "find_driver",
+    "find_protocol",
+    "probe_format",
+    "register",
+    "register_later",
+    "register_prefixes",
+]
 
 PROBE_BYTES = 2048
 """How much of a file a probe sees. VMDK descriptors and VHD copies of the footer lie in the first sectors."""
 
 _drivers: dict[str, type[BlockDriver]] = {}
+_prefixes: dict[str, str] = {}
+"""Names of protocols in file names that are not those of their drivers: {"nbd+unix": "nbd"}."""
 _later: dict[str, tuple[str, Callable[[], type[BlockDriver]]]] = {}
 """Drivers that nobody asked for yet: their kind, and what loads them. Most programs use two or three of all."""
 
@@ -24,6 +35,11 @@ def register(*drivers: type[BlockDriver]) -> None:
 def register_later(name: str, kind: str, load: Callable[[], type[BlockDriver]]) -> None:
     """Add a driver that is loaded when somebody asks for it, or for all of its kind."""
     _later[name] = kind, load
+
+
+def register_prefixes(name: str, prefixes: Iterable[str]) -> None:
+    """File names that begin with one of these and a colon are for the driver of that name, too."""
+    _prefixes.update(dict.fromkeys(prefixes, name))
 
 
 def _load(name: str) -> None:
@@ -48,6 +64,7 @@ def find_driver(name: str) -> type[BlockDriver]:
 
 def find_protocol(prefix: str) -> type[BlockDriver] | None:
     """The driver that a name like `prefix:...` means, or None: a protocol, or a filter that has such names."""
+    prefix = _prefixes.get(prefix, prefix)
     _load(prefix)
     driver = _drivers.get(prefix)
     return driver if driver is not None and (driver.kind == "protocol" or driver.name_prefix) else None

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 
 from aioblock.core.driver import BlockDriver
-from aioblock.core.registry import register_later
+from aioblock.core.registry import register_later, register_prefixes
 
 __all__ = ["register_all"]
 
@@ -16,6 +16,7 @@ _TABLE = (
     ("host_cdrom", "protocol", "aioblock.drivers.protocols.posix.host_device", "HostCdromDriver"),
     ("host_device", "protocol", "aioblock.drivers.protocols.posix.host_device", "HostDeviceDriver"),
     ("memory", "protocol", "aioblock.drivers.protocols.memory", "MemoryDriver"),
+    ("nbd", "protocol", "aioblock.drivers.protocols.nbd", "NbdDriver"),
     ("null-co", "protocol", "aioblock.drivers.protocols.null", "NullDriver"),
     ("blkdebug", "filter", "aioblock.drivers.filters.blkdebug", "BlkdebugDriver"),
     ("blklogwrites", "filter", "aioblock.drivers.filters.blklogwrites", "BlklogwritesDriver"),
@@ -30,9 +31,13 @@ _TABLE = (
     ("raw", "format", "aioblock.drivers.formats.raw", "RawDriver"),
 )
 
+_PREFIXES = {"nbd": ("nbds", "nbd+tcp", "nbds+tcp", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")}
+
 
 def register_all() -> None:
     """Put every driver into the registry."""
+    for name, prefixes in _PREFIXES.items():
+        register_prefixes(name, prefixes)
     for name, kind, module, driver in _TABLE:
         register_later(name, kind, partial(_load, module, driver))
 

@@ -138,7 +138,7 @@ async def _length_of(driver: BlockDriver) -> int:
 def _name_node(node: BlockNode, driver: BlockDriver, context: GraphContext) -> None:
     """The names by which a node is shown, once all its children are there; and the options that open it again."""
     if driver.kind == "protocol":
-        node.exact_filename = context.filename
+        node.exact_filename = driver.exact_filename or context.filename
     elif driver.name_prefix:
         node.exact_filename = driver.exact_filename
     elif context.plain and driver.kind == "format" and node.file is not None and node.file.node.is_named:

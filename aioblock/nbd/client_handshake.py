@@ -147,6 +147,7 @@ class ClientHandshake(Handshake[ClientEvent]):
 
     def tls_started(self) -> list[ClientEvent]:
         """TLS is there. Go on; as `feed`."""
+        self._nothing_waits()
         return self._answer(None)
 
     def _run(self) -> Script:

@@ -147,6 +147,7 @@ class ServerHandshake(Handshake[ServerEvent]):
 
     def tls_started(self) -> list[ServerEvent]:
         """TLS is there. Go on; as `feed`."""
+        self._nothing_waits()
         return self._answer(None)
 
     def list_exports(self, exports: Iterable[tuple[str, str]]) -> list[ServerEvent]:

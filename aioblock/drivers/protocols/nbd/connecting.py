@@ -1,0 +1,129 @@
+"""Making a connection: the socket, the handshake, TLS."""
+
+import asyncio
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aioblock.base.errors import LocalProtocolError, OptionError, with_context
+from aioblock.drivers.protocols.nbd.address import Address
+from aioblock.drivers.protocols.nbd.connection import Connection
+from aioblock.nbd.client_handshake import ClientEvent, ClientHandshake
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Endpoint", "connect"]
+
+HANDSHAKE_SECONDS: Final = 30.0
+"""A server that takes longer is given up: it would hold up its client for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What to connect to, and how."""
+
+    address: Address
+    export: str
+    contexts: tuple[str, ...]
+    """The metadata contexts to ask for."""
+    tls: "ssl.SSLContext | None" = None
+    tls_hostname: str | None = None
+    """The name that the server's certificate must be for; None: that of the address, where it has one."""
+
+
+async def connect(endpoint: Endpoint) -> Connection:
+    """A connection with an open export.
+
+    Cancelled or failed: nothing is left. Raises: OSError where the server cannot be reached or goes away; NbdError.
+    """
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            connection = await _connect(endpoint)
+            await _shake(connection, endpoint)
+            return connection
+    except TimeoutError:
+        await _give_up(connection)
+        raise OSError(
+            errno.ETIMEDOUT, f"No answer from '{endpoint.address}' within {HANDSHAKE_SECONDS:.0f} seconds"
+        ) from None
+    except BaseException:
+        await _give_up(connection)
+        raise
+
+
+async def _give_up(connection: Connection | None) -> None:
+    if connection is not None:
+        connection.cut()
+        await asyncio.shield(connection.closed)
+
+
+async def _connect(endpoint: Endpoint) -> Connection:
+    loop = asyncio.get_running_loop()
+    address = endpoint.address
+
+    def protocol() -> Connection:
+        return Connection(ClientHandshake(endpoint.export, tls=endpoint.tls is not None, contexts=endpoint.contexts))
+
+    try:
+        if address.kind == "unix":
+            return (await loop.create_unix_connection(protocol, address.path))[1]
+        if address.kind == "inet":
+            port: Any = _port(address.port)  # the name of a service, too: the stubs know numbers only
+            return (await loop.create_connection(protocol, address.host, port))[1]
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, (int(address.host), int(address.port)))
+            return (await loop.create_connection(protocol, sock=sock))[1]
+        except BaseException:
+            sock.close()
+            raise
+    except LocalProtocolError as error:
+        raise OptionError(str(error), option="export") from None
+    except socket.gaierror as error:
+        raise OSError(errno.EINVAL, f"address resolution failed for {address}: {error.strerror}") from None
+    except ValueError as error:
+        raise OptionError(f"'{address}' is no address: {error}", option="server") from None
+    except OSError as error:
+        code = error.errno or errno.ECONNREFUSED  # several addresses, and several reasons: asyncio gives no errno
+        if isinstance(error, TimeoutError):
+            raise
+        raise OSError(code, f"Failed to connect to '{address}': {os.strerror(code)}") from None
+
+
+def _port(text: str) -> int | str:
+    """A number, or the name of a service. Raises: ValueError."""
+    if not text.isascii() or not text.isdigit():
+        return text
+    port = int(text)
+    if port > 0xFFFF:
+        raise ValueError("ports go up to 65535")
+    return port
+
+
+async def _shake(connection: Connection, endpoint: Endpoint) -> None:
+    while True:
+        event = await connection.next_event()
+        if event is not ClientEvent.START_TLS:
+            return
+        assert endpoint.tls is not None
+        hostname = endpoint.tls_hostname
+        if hostname is None and endpoint.address.kind == "inet":
+            hostname = endpoint.address.host
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                connection.transport,
+                connection,
+                endpoint.tls,
+                server_hostname=hostname or "",
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=1.0,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise with_context(error, "TLS handshake failed: ") from None
+        assert transport is not None
+        connection.tls_started(transport)
