@@ -62,6 +62,8 @@ class BlockDriver(ABC):
     """Which of REQ_MAY_UNMAP, REQ_FUA and REQ_NO_FALLBACK `pwrite_zeroes` understands; others are cut off before."""
     name_prefix: ClassVar[str] = ""
     """Filters that have file names of their own: how those begin, "blkdebug:". See `parse_filename`."""
+    flat_names: ClassVar[bool] = False
+    """Protocols: names have no directories, so that no other name can be relative to one."""
     shrinks_alone: ClassVar[bool] = False
     """While a node becomes shorter no request runs on it: nobody allocates while the driver gives storage back."""
     naming_options: ClassVar[frozenset[str]] = frozenset()

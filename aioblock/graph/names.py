@@ -79,9 +79,13 @@ def beside(image: str, name: str) -> str:
     """A name that stands in an image, as seen from here: a relative path counts from the directory of the image.
 
     Names with a protocol, and absolute ones, stay as they are; so do all where `image` is "".
+    Raises: OptionError where `image` lies in no directory.
     """
     if has_protocol(name) or os.path.isabs(name) or not image:
         return name
+    protocol = find_protocol(image.partition(":")[0]) if has_protocol(image) else None
+    if protocol is not None and protocol.flat_names:
+        raise OptionError(f"Cannot generate a base directory for {protocol.name.upper()} nodes")
     directory = os.path.dirname(strip_protocol(image))
     return os.path.join(directory, name) if directory else name
 

@@ -22,16 +22,19 @@ from aioblock.drivers.formats.luks import LuksDriver
 from aioblock.drivers.formats.qcow2 import Qcow2Driver
 from aioblock.drivers.formats.raw import RawDriver
 from aioblock.drivers.protocols.memory import MemoryDisk, MemoryDriver
+from aioblock.drivers.protocols.nbd import NbdDriver
 from aioblock.drivers.protocols.null import NullDriver
 from aioblock.drivers.protocols.posix.file import FileDriver
 from aioblock.drivers.protocols.posix.host_device import HostDeviceDriver
 from aioblock.graph.opening import open_root
 from aioblock.graph.permissions import root_permissions
 from aioblock.graph.settings import OpenSettings
+from aioblock.nbd.constants import FLAG_HAS_FLAGS, Mode
 from tests.kit.encrypted import OBJECTS, luks_image, qcow2_image
 from tests.kit.fake_context import open_driver
 from tests.kit.loop_device import loop_device
 from tests.kit.memory_io import MemoryIO
+from tests.kit.nbd_server import ALL_FLAGS, server_thread
 
 __all__ = ["SIZE", "SUBJECTS", "Subject"]
 
@@ -106,6 +109,37 @@ class Null(Subject):
 
     async def open(self, *, read_only: bool = False) -> BlockDriver:
         return await open_driver(NullDriver, {"size": SIZE, "read-zeroes": True}, read_only=read_only)
+
+
+class Nbd(Subject):
+    driver = NbdDriver
+    mode = Mode.EXTENDED
+    options: dict[str, Any] = {}
+    flags = ALL_FLAGS
+    min_block = 1
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.disk = MemoryDisk(SIZE)
+        self.path = str(folder / "socket")
+        server = server_thread(self.disk, self.path, mode=self.mode, flags=self.flags, min_block=self.min_block)
+        stack.enter_context(server)
+
+    async def open(self, *, read_only: bool = False) -> BlockDriver:
+        return await open_driver(NbdDriver, {"path": self.path} | self.options, read_only=read_only)
+
+    def storage(self) -> bytes | None:
+        return self.disk.content()
+
+
+class NbdSimple(Nbd):
+    mode = Mode.SIMPLE
+    flags = FLAG_HAS_FLAGS
+    min_block = 512
+
+
+class NbdConnections(Nbd):
+    mode = Mode.STRUCTURED
+    options = {"connections": 4, "reconnect-delay": 5}
 
 
 class OverMemory(Subject):
@@ -306,6 +340,9 @@ SUBJECTS: dict[str, type[Subject]] = {
     "file-direct": FileDirect,
     "host_device": HostDevice,
     "memory": Memory,
+    "nbd": Nbd,
+    "nbd-simple": NbdSimple,
+    "nbd-connections": NbdConnections,
     "null-co": Null,
     "raw": Raw,
     "raw-probed": RawProbed,

@@ -63,6 +63,7 @@ class NbdDriver(BlockDriver):
 
     name = "nbd"
     kind = "protocol"
+    flat_names = True
     naming_options = frozenset(("server", "path", "host", "port", "export", "tls-creds", "tls-hostname"))
 
     def __init__(self, links: Links, address: Address, export: str, context_name: str, *, no_flush: bool) -> None:

@@ -2,11 +2,11 @@
 
 A request goes to the connection with the fewest in flight. When connections are lost:
 
-- what only reads is sent again, if another connection is there, or comes within `reconnect_delay` seconds;
+- what only reads is sent again, over another connection or a new one; for `reconnect_delay` seconds, or once;
 - what changes is sent again only with a `reconnect_delay`, whose user wants it so: an old write that the server has
   not forgotten may come after a newer one;
-- without, all fails with EIO, and the next request connects anew. What was written and not flushed may be lost then,
-  if the server was; so the next flush fails, too.
+- without, it fails with EIO, and the next request connects anew. What was written and not flushed may be lost then, if
+  the server was; so the next flush fails, too.
 
 A server that breaks the protocol is not asked the same again.
 """
@@ -49,9 +49,10 @@ class Links:
         self._connecting: asyncio.Task[None] | None = None
         self._since = 0.0
         """When the last connection was lost."""
-        self._unflushed = False
-        """Something was written that no flush has covered."""
+        self._written = self._flushed = 0
+        """How many writes were done, and how many of them a flush has covered."""
         self._lost_writes = False
+        """Writes that no flush has covered may be lost, and nobody was told yet."""
         self._closed = False
 
     def __repr__(self) -> str:
@@ -92,7 +93,7 @@ class Links:
 
         Cancelled: the reply is dropped when it comes. Raises: OSError.
         """
-        for _ in range(_MAX_REPLAYS):
+        for attempt in range(_MAX_REPLAYS):
             connection = await self._pick()
             if data is not None:
                 while (waiter := connection.writable()) is not None:
@@ -105,30 +106,29 @@ class Links:
                 raise
             except Disconnected as why:
                 self._forget(connection)
-                if not why.replayable or not self._may_replay(command):
+                if not why.replayable or not self._may_replay(command, attempt):
                     break
                 continue
             if command in _CHANGING:
-                self._unflushed = True
+                self._written += 1
             return reply
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def _may_replay(self, command: int) -> bool:
+    def _may_replay(self, command: int, attempt: int) -> bool:
         if self._reconnect_delay:
             return True
-        return bool(self._open) and command not in _CHANGING and command != CMD_FLUSH
+        if command in _CHANGING or command == CMD_FLUSH:
+            return False
+        return bool(self._open) or not attempt
 
     async def flush(self, make_reply: Callable[[], Reply]) -> None:
         """Flush what was written through any connection. Raises: OSError, also where writes may be lost."""
-        unflushed, self._unflushed = self._unflushed, False
-        try:
-            await self.request(make_reply, CMD_FLUSH)
-        except BaseException:
-            self._unflushed = self._unflushed or unflushed
-            raise
+        covered = self._written
+        await self.request(make_reply, CMD_FLUSH)
         if self._lost_writes:
             self._lost_writes = False
             raise OSError(errno.EIO, "The connection was lost with data that was not flushed")
+        self._flushed = max(self._flushed, covered)
 
     async def _pick(self) -> Connection:
         """The connection to use; waits for one where none is left. Raises: OSError."""
@@ -150,8 +150,9 @@ class Links:
         self._open.remove(connection)
         if not self._open:
             self._since = time.monotonic()
-            if self._unflushed and not self._reconnect_delay:
+            if self._written > self._flushed and not self._reconnect_delay:
                 self._lost_writes = True
+                self._flushed = self._written
         if self._reconnect_delay:
             self._begin()
 

@@ -1,0 +1,263 @@
+"""The connection is cut at every byte of every message, in both directions: each request ends exactly once."""
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aioblock.base.errors import NbdError, NotSupported
+from aioblock.drivers.protocols.memory import MemoryDisk
+from aioblock.drivers.protocols.nbd import NbdDriver
+from aioblock.nbd.constants import CMD_FLUSH, CMD_WRITE, Mode
+from tests.kit.fake_context import open_driver, read_from
+from tests.kit.nbd_server import FakeServer, Session
+
+SIZE = 4096
+NBYTES = 16
+OLD, NEW = bytes(range(NBYTES)), bytes(range(100, 100 + NBYTES))
+Outcome = dict[str, Any]
+
+
+async def work(driver: NbdDriver) -> Outcome:
+    """A few requests at the same time, then a flush; what each came to."""
+
+    async def status() -> int:
+        try:
+            return (await driver.block_status(0, SIZE, True)).pnum
+        except NotSupported:
+            return SIZE  # simple replies have no status
+
+    verbs = {
+        "read": read_from(driver, 0, NBYTES),
+        "write": driver.pwritev(64, memoryview(NEW), 0),
+        "status": status(),
+        "zeroes": driver.pwrite_zeroes(256, NBYTES, 0),
+    }
+    found = await asyncio.gather(*verbs.values(), return_exceptions=True)
+    outcome = dict(zip(verbs, found, strict=True))
+    try:
+        outcome["flush"] = await driver.flush()
+    except OSError as error:
+        outcome["flush"] = error
+    return outcome
+
+
+def check(outcome: Outcome) -> None:
+    for verb, result in outcome.items():
+        if isinstance(result, BaseException):
+            assert isinstance(result, OSError) and result.errno == errno.EIO, (verb, result)
+        elif verb == "read":
+            assert result == OLD
+        elif verb == "status":
+            assert result == SIZE
+
+
+class Harness:
+    """A server of which the first session is cut, and a client."""
+
+    def __init__(self, place: Path, mode: Mode, options: dict[str, Any], transport: str) -> None:
+        self.disk = MemoryDisk(SIZE, OLD)
+        self.server = FakeServer(self.disk, mode=mode, session=self._limit)
+        self.options = options
+        self.transport = transport
+        self.path = str(place / "socket")
+        self.limit: Callable[[Session], None] = lambda session: None
+        self.first: Session | None = None
+
+    def _limit(self, session: Session) -> None:
+        if self.first is None:
+            self.first = session
+            self.limit(session)
+
+    async def run(self, limit: Callable[[Session], None]) -> Outcome | Exception:
+        self.limit, self.first = limit, None
+        driver: NbdDriver | None = None
+        try:
+            driver = await open_driver(NbdDriver, self.options)
+            outcome = await work(driver)
+            outcome["after"] = await read_from(driver, 0, NBYTES)
+        except (OSError, NbdError) as error:
+            assert driver is None, "what comes behind a lost connection is served by a new one"
+            return error
+        finally:
+            if driver is not None:
+                await driver.close()
+        assert outcome.pop("after") == OLD
+        check(outcome)
+        return outcome
+
+    async def __aenter__(self) -> "Harness":
+        if self.transport == "unix":
+            await self.server.start(self.path)
+            self.options = {"path": self.path} | self.options
+        else:
+            port = await self.server.start()
+            self.options = {"host": "127.0.0.1", "port": str(port)} | self.options
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.server.stop()
+
+
+def _send(at: int) -> Callable[[Session], None]:
+    return lambda session: setattr(session, "send_limit", at)
+
+
+def _receive(at: int) -> Callable[[Session], None]:
+    return lambda session: setattr(session, "receive_limit", at)
+
+
+DIRECTIONS = {"sent": _send, "received": _receive}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("mode", "transport", "step"),
+    [(Mode.SIMPLE, "unix", 3), (Mode.STRUCTURED, "unix", 3), (Mode.EXTENDED, "unix", 1), (Mode.EXTENDED, "tcp", 5)],
+)
+async def test_cut_at_every_byte(tmp_path: Path, mode: Mode, transport: str, step: int, direction: str) -> None:
+    async with Harness(tmp_path, mode, {}, transport) as harness:
+        whole = await harness.run(lambda session: None)
+        assert isinstance(whole, dict)
+        assert not any(isinstance(result, BaseException) for result in whole.values())
+        assert harness.first is not None
+        total = getattr(harness.first, direction)
+        opened = failed = 0
+        for at in range(0, total, step):
+            outcome = await harness.run(DIRECTIONS[direction](at))
+            if isinstance(outcome, Exception):
+                failed += 1
+                assert not opened, f"opening fails at {at}, but did not before"
+                continue
+            opened += 1
+            if isinstance(outcome["write"], OSError):
+                assert isinstance(outcome["flush"], OSError) or harness.server.opened > 1
+        assert opened and failed, "some cuts are in the handshake, and some behind it"
+        assert not harness.server.tasks or await _gone(harness.server)
+
+
+async def _gone(server: FakeServer) -> bool:
+    await asyncio.wait(server.tasks, timeout=5)
+    return not server.tasks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
+async def test_with_a_reconnect_delay_nobody_notices(tmp_path: Path, direction: str) -> None:
+    options = {"reconnect-delay": 20, "open-timeout": 20}
+    async with Harness(tmp_path, Mode.EXTENDED, options, "unix") as harness:
+        await harness.run(lambda session: None)
+        assert harness.first is not None
+        for at in range(0, getattr(harness.first, direction), 7):
+            outcome = await harness.run(DIRECTIONS[direction](at))
+            assert isinstance(outcome, dict)
+            assert not [result for result in outcome.values() if isinstance(result, BaseException)], at
+        assert bytes(harness.disk.content()[64 : 64 + NBYTES]) == NEW
+
+
+async def test_reads_go_on_over_another_connection(tmp_path: Path) -> None:
+    disk = MemoryDisk(SIZE, OLD)
+    stuck: list[Session] = []
+    reached = asyncio.Event()
+
+    async def never() -> bytes:
+        await asyncio.get_running_loop().create_future()
+        return b""
+
+    def script(session: Session, request: Any) -> Any:
+        if not stuck or session in stuck:
+            stuck[:] = [session]
+            reached.set()
+            return never()
+        return None
+
+    path = str(tmp_path / "socket")
+    async with FakeServer(disk, script=script).serving(path) as server:
+        driver = await open_driver(NbdDriver, {"path": path, "connections": 2})
+        assert server.opened == 2
+        reads = [asyncio.ensure_future(read_from(driver, 0, NBYTES)) for _ in range(4)]
+        await reached.wait()
+        stuck[0].writer.transport.abort()
+        assert await asyncio.gather(*reads) == [OLD] * 4
+        await driver.close()
+
+
+async def test_a_write_is_not_sent_again_unasked(tmp_path: Path) -> None:
+    disk = MemoryDisk(SIZE, OLD)
+
+    def script(session: Session, request: Any) -> Any:
+        if request.command == CMD_WRITE:
+            session.writer.transport.abort()
+            return b""
+        return None
+
+    path = str(tmp_path / "socket")
+    async with FakeServer(disk, script=script).serving(path) as server:
+        driver = await open_driver(NbdDriver, {"path": path, "connections": 2})
+        with pytest.raises(OSError) as caught:
+            await driver.pwritev(0, memoryview(NEW), 0)
+        assert caught.value.errno == errno.EIO
+        assert [request.command for request in server.requests] == [CMD_WRITE]
+        await driver.close()
+
+
+async def test_a_flush_behind_a_lost_connection_fails_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    async with FakeServer(MemoryDisk(SIZE, OLD)).serving(path) as server:
+        driver = await open_driver(NbdDriver, {"path": path})
+        await driver.pwritev(0, memoryview(OLD), 0)
+        await driver.flush()
+        server.cut()
+        assert await _gone(server)
+        await driver.flush()  # all was flushed
+        await driver.pwritev(0, memoryview(NEW), 0)
+        server.cut()
+        assert await _gone(server)
+        with pytest.raises(OSError, match="not flushed"):
+            await driver.flush()
+        await driver.flush()
+        assert await read_from(driver, 0, NBYTES) == NEW
+        assert server.opened == 3 and server.requests[-2].command == CMD_FLUSH
+        await driver.close()
+
+
+async def test_a_server_that_breaks_the_protocol_is_not_asked_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    server = FakeServer(MemoryDisk(SIZE, OLD), script=lambda session, request: b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    async with server.serving(path):
+        driver = await open_driver(NbdDriver, {"path": path, "reconnect-delay": 20, "connections": 2})
+        results = await asyncio.gather(*(read_from(driver, 0, NBYTES) for _ in range(4)), return_exceptions=True)
+        assert [type(result) for result in results] == [OSError] * 4
+        assert len(server.requests) <= 4
+        await driver.close()
+
+
+async def test_a_request_that_ends_every_connection_is_given_up(tmp_path: Path) -> None:
+    def script(session: Session, request: Any) -> Any:
+        session.writer.transport.abort()
+        return b""
+
+    path = str(tmp_path / "socket")
+    async with FakeServer(MemoryDisk(SIZE, OLD), script=script).serving(path) as server:
+        driver = await open_driver(NbdDriver, {"path": path, "reconnect-delay": 30})
+        with pytest.raises(OSError):
+            await read_from(driver, 0, NBYTES)
+        assert len(server.requests) == 10
+        await driver.close()
+
+
+async def test_another_export_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    async with FakeServer(MemoryDisk(SIZE, OLD)).serving(path) as server:
+        driver = await open_driver(NbdDriver, {"path": path})
+        server.cut()
+        server.exports[""].size = 2 * SIZE
+        with pytest.raises(OSError):
+            await read_from(driver, 0, NBYTES)
+        server.exports[""].size = SIZE
+        assert await read_from(driver, 0, NBYTES) == OLD
+        await driver.close()
