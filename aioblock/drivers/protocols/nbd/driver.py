@@ -4,11 +4,13 @@ import asyncio
 import errno
 import os
 import time
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from aioblock.base.errors import NbdError, NotSupported, OptionError
 from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
+from aioblock.base.options import Options
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import Prealloc
 from aioblock.core.io import Status
@@ -132,6 +134,29 @@ class NbdDriver(BlockDriver):
             raise
         return cls(links, address, export, wanted_context, no_flush=context.cache.no_flush)
 
+    @classmethod
+    async def create_file(cls, filename: str, options: Mapping[str, Any]) -> None:
+        """See that the export is there, writable and long enough, and clear its first block: no old format is found.
+
+        Failed: that block may be cleared. Raises: OptionError, NbdError, OSError.
+        """
+        address, export = take_address(known := Options({"filename": filename}))
+        tls = _client_context(known)
+        endpoint = Endpoint(address, export, (), tls, known.take_str("tls-hostname", None))
+        first = await connect(endpoint)
+        driver = cls(Links(endpoint, first), address, export, "", no_flush=False)
+        try:
+            if driver._flags & FLAG_READ_ONLY:
+                raise OSError(errno.EACCES, "request on write denied: the export is read-only")
+            size = driver.links.info.size
+            if (options.get("size") or 0) > size:
+                raise OSError(errno.EINVAL, "Cannot grow NBD nodes")
+            nbytes = min(size, max(512, driver.limits.request_alignment))
+            if nbytes:
+                await driver.pwritev(0, memoryview(bytes(nbytes)), 0)
+        finally:
+            await driver.close()
+
     async def close(self) -> None:
         """Take leave of the server."""
         await self.links.close()
@@ -205,12 +230,12 @@ class NbdDriver(BlockDriver):
     async def block_status(self, offset: int, nbytes: int, want_zero: bool) -> Status:
         """The first run, from the server."""
         reply, context = await self._status(offset, nbytes, one=True)
-        return first_run(reply, context)
+        return first_run(reply, context, self.limits.request_alignment)
 
     async def extents(self, offset: int, nbytes: int, want_zero: bool) -> "ExtentBatch":
         """As many runs as the server tells at once."""
         reply, context = await self._status(offset, nbytes, one=False)
-        return batch_of(reply, context)
+        return batch_of(reply, context, self.limits.request_alignment)
 
     async def _status(self, offset: int, nbytes: int, *, one: bool) -> tuple[StatusReply, int]:
         context = self._context
@@ -253,11 +278,15 @@ def _tls(context: "OpenContext") -> "ssl.SSLContext | None":
 
     Raises: OptionError, NotSupported.
     """
-    options = context.options
-    id = options.take_str("tls-creds", None)
-    wanted, verify = options.take_bool("tls", False), options.take_bool("tls-verify-peer", True)
+    id = context.options.take_str("tls-creds", None)
     if id is not None:
         return find_tls_credentials(context.objects, id, "client").ssl_context()
+    return _client_context(context.options)
+
+
+def _client_context(options: Options) -> "ssl.SSLContext | None":
+    """What a name that begins with nbds:// means: the authorities that the host trusts."""
+    wanted, verify = options.take_bool("tls", False), options.take_bool("tls-verify-peer", True)
     if not wanted:
         return None
     import ssl

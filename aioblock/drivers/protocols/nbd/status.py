@@ -18,14 +18,22 @@ _FLAGS: Final = tuple(
 """The flags of block status for each state of `base:allocation`."""
 
 
-def first_run(reply: StatusReply, context: int) -> Status:
+def first_run(reply: StatusReply, context: int, alignment: int) -> Status:
     """The first run of a reply."""
     extents = reply.extents[context]
-    return Status(_FLAGS[extents.flags[0] & 3], extents.lengths[0], reply.offset)
+    length, state = _aligned(extents.lengths[0], extents.flags[0], alignment)
+    return Status(_FLAGS[state & 3], length, reply.offset)
 
 
-def batch_of(reply: StatusReply, context: int) -> "ExtentBatch":
-    """All runs of a reply."""
+def _aligned(length: int, state: int, alignment: int) -> tuple[int, int]:
+    """The first extent, where a server does not keep to its own minimum block size: a block in part of it is data."""
+    if length < alignment:
+        return alignment, 0
+    return length - length % alignment, state
+
+
+def batch_of(reply: StatusReply, context: int, alignment: int) -> "ExtentBatch":
+    """All runs of a reply, up to the first that ends within a block."""
     import numpy as np
 
     from aioblock.core.extents import ExtentBatch
@@ -33,6 +41,12 @@ def batch_of(reply: StatusReply, context: int) -> "ExtentBatch":
     extents = reply.extents[context]
     lengths = np.asarray(extents.lengths).astype(np.int64)
     states = (np.asarray(extents.flags) & np.asarray(3, extents.flags.typecode)).astype(np.uint8)
+    if alignment > 1 and (uneven := np.flatnonzero(lengths % alignment)).size:
+        end = int(uneven[0])
+        if end == 0 or lengths[end] >= alignment:
+            lengths[end], states[end] = _aligned(int(lengths[end]), int(states[end]), alignment)
+            end += 1
+        lengths, states = lengths[:end], states[:end]
     begins = np.cumsum(lengths) - lengths + reply.offset
     none = np.full(len(lengths), -1, np.int8)
     return ExtentBatch(reply.offset, lengths, np.array(_FLAGS, np.uint8)[states], begins, none)
