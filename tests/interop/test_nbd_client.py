@@ -110,7 +110,6 @@ FILTERS: dict[str, list[str]] = {
     "one request at a time": ["--filter=noparallel", "memory", "8M", "serialize=all-requests"],
     "no zeroes": ["--filter=nozero", "memory", "8M"],
     "simple replies": ["--no-sr", "memory", "8M"],
-    "oldstyle": ["--oldstyle", "memory", "8M"],
 }
 
 
@@ -154,6 +153,15 @@ async def test_a_sparse_disk_of_nbdkit(tmp_path: Path) -> None:
             merged.append((nbytes, data))
         listed = json.loads(oracle.run("nbdinfo", "--map", "--json", uri).stdout)
         assert merged == [(run["length"], run["type"] == 0) for run in listed]
+
+
+async def test_the_oldest_form_of_the_protocol(tmp_path: Path) -> None:
+    """Reading only: nbdkit 1.32 offers writes in that form, and then refuses them, from QEMU's programs too."""
+    with nbdkit(tmp_path, "--oldstyle", "-r", "pattern", "8M") as path:
+        async with await aioblock.open(f"nbd:unix:{path}", format="raw") as disk:
+            assert await disk.pread(4096, 16) == (4096).to_bytes(8, "big") + (4104).to_bytes(8, "big")
+        with pytest.raises(NbdError, match="does not support export names"):
+            await aioblock.open(f"nbd:unix:{path}:exportname=x", format="raw")
 
 
 async def test_errors_of_nbdkit(tmp_path: Path) -> None:

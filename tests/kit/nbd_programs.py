@@ -3,13 +3,22 @@
 import contextlib
 import os
 import signal
+import socket as listening
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.kit import oracle
 
 __all__ = ["nbdkit", "qemu_nbd"]
+
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @contextlib.contextmanager
@@ -23,16 +32,28 @@ def qemu_nbd(folder: Path, *args: str | os.PathLike[str], socket: str = "socket"
 
 @contextlib.contextmanager
 def nbdkit(folder: Path, *args: str | os.PathLike[str], socket: str = "socket") -> Iterator[str]:
-    """nbdkit on a socket in `folder`, whose path it gives; `args`: filters, plugin, parameters."""
-    path, pid = folder / socket, folder / f"{socket}.pid"
-    oracle.run("nbdkit", "-U", path, "-P", pid, *args)
-    with _stopped(pid):
+    """nbdkit on a socket in `folder`, whose path it gives; `args`: filters, plugin, parameters.
+
+    It is given the socket as systemd does it, listening already: so nobody waits for it to be ready.
+    """
+    oracle.require("nbdkit")
+    path = folder / socket
+    with listening.socket(listening.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen(64)
+        command = [sys.executable, "-c", _ACTIVATE, str(sock.fileno()), oracle.find("nbdkit") or "", "-f", *args]
+        process = subprocess.Popen(command, pass_fds=[sock.fileno()], stdin=subprocess.DEVNULL)
+    try:
         yield str(path)
+    finally:
+        process.terminate()
+        process.wait(20)
+        path.unlink()
 
 
 @contextlib.contextmanager
 def _stopped(pid_file: Path) -> Iterator[None]:
-    """Both programs come back when they listen, and go on in the background."""
+    """The program has come back when it listened, and goes on in the background."""
     pid = int(pid_file.read_text())
     try:
         yield
