@@ -20,10 +20,14 @@ from aioblock.base.errors import (
     ImageError,
     InvalidImage,
     JobError,
+    LocalProtocolError,
+    NbdError,
     NodeInUse,
     NotSupported,
     OptionError,
+    OptionRefused,
     PermissionConflict,
+    RemoteProtocolError,
     UnsupportedFeature,
     UntrustedReference,
     VerifyError,
@@ -86,6 +90,7 @@ if TYPE_CHECKING:
     from aioblock.api.converting import convert, target_options
     from aioblock.api.creating import create, create_options, measure
     from aioblock.api.info import BitmapInfo, ImageInfo, info, info_chain
+    from aioblock.api.nbd_exports import ListedExport, nbd_exports
     from aioblock.api.new_files import removed_on_failure
     from aioblock.api.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshots
     from aioblock.core.secrets import Secret
@@ -115,6 +120,7 @@ _ELSEWHERE = {
     "api.converting": ("convert", "target_options"),
     "api.creating": ("create", "create_options", "measure"),
     "api.info": ("BitmapInfo", "ImageInfo", "info", "info_chain"),
+    "api.nbd_exports": ("ListedExport", "nbd_exports"),
     "api.new_files": ("removed_on_failure",),
     "api.snapshots": ("snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"),
     "core.secrets": ("Secret",),
@@ -180,16 +186,21 @@ __all__ = [
     "InnerName",
     "InvalidImage",
     "JobError",
+    "ListedExport",
+    "LocalProtocolError",
     "Measurement",
     "NamedObject",
+    "NbdError",
     "NodeInUse",
     "NotSupported",
     "Opening",
     "OptionError",
+    "OptionRefused",
     "PermissionConflict",
     "PositionedError",
     "Prealloc",
     "Reference",
+    "RemoteProtocolError",
     "Role",
     "Secret",
     "SnapshotInfo",
@@ -227,6 +238,7 @@ __all__ = [
     "make_object",
     "measure",
     "message_of",
+    "nbd_exports",
     "nest",
     "open",
     "parse_keyval",

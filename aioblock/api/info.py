@@ -172,7 +172,7 @@ async def _info(disk: BlockBackend) -> ImageInfo:
         virtual_size=disk.length,
         actual_size=await disk.allocated_size(),
         cluster_size=known.cluster_size,
-        dirty=known.dirty if driver.kind != "protocol" else None,
+        dirty=known.dirty,
         encrypted=known.encrypted,
         compressed=known.compressed,
         backing_filename=inner.filename if inner else None,

@@ -13,7 +13,7 @@ from aioblock.base.flags import (
     REQ_UNCHANGED,
 )
 from aioblock.core.driver import BlockDriver
-from aioblock.core.images import Prealloc
+from aioblock.core.images import DriverInfo, Prealloc
 from aioblock.core.io import Status
 from aioblock.core.limits import BlockLimits
 
@@ -40,6 +40,10 @@ class FilterDriver(BlockDriver):
     async def getlength(self) -> int:
         """As the child."""
         return self.file.length
+
+    def info(self) -> DriverInfo:
+        """Only what is no matter of a format."""
+        return DriverInfo(dirty=self.file.node.driver.info().dirty)
 
     def has_zero_init(self) -> bool:
         """As the child."""

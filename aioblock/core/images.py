@@ -96,8 +96,8 @@ class DriverInfo(NamedTuple):
     """The unit of allocation; None where there is none."""
     vm_state_offset: int | None = None
     """Where, behind the disk, the state of a machine is kept for snapshots; None where that cannot be."""
-    dirty: bool = False
-    """The image was not closed properly."""
+    dirty: bool | None = None
+    """The image was not closed properly; None: what holds its bytes knows nothing of the kind (`nbd`)."""
     encrypted: bool = False
     compressed: bool = False
     backing: InnerName | None = None

@@ -158,7 +158,8 @@ class LuksDriver(BlockDriver):
     def info(self) -> DriverInfo:
         """What `qemu-img info` shows."""
         specific = self.volume.describe()
-        return DriverInfo(encrypted=True, specific=specific, lines=tuple(detail_lines(specific)))
+        dirty = self.file.node.driver.info().dirty
+        return DriverInfo(dirty=dirty, encrypted=True, specific=specific, lines=tuple(detail_lines(specific)))
 
     async def amend(
         self,

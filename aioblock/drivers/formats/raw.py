@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from aioblock.base.errors import BlockError, NotSupported, OptionError
 from aioblock.base.flags import OFFSET_VALID, RAW, REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK, REQ_UNCHANGED
 from aioblock.core.driver import BlockDriver
-from aioblock.core.images import SIZE_OPTION, Measurement, Prealloc, Role
+from aioblock.core.images import SIZE_OPTION, DriverInfo, Measurement, Prealloc, Role
 from aioblock.core.io import Status
 from aioblock.core.limits import BlockLimits
 from aioblock.core.registry import PROBE_BYTES, probe_format
@@ -115,6 +115,10 @@ class RawDriver(BlockDriver):
     async def getlength(self) -> int:
         """The length of the range."""
         return self.file.length - self._offset if self._size is None else self._size
+
+    def info(self) -> DriverInfo:
+        """There is nothing to tell."""
+        return DriverInfo(dirty=self.file.node.driver.info().dirty)
 
     def has_zero_init(self) -> bool:
         """As the file."""

@@ -32,6 +32,8 @@ class Endpoint:
     tls: "ssl.SSLContext | None" = None
     tls_hostname: str | None = None
     """The name that the server's certificate must be for; None: that of the address, where it has one."""
+    list_exports: bool = False
+    """Ask for the list of exports, and open none."""
 
 
 async def connect(endpoint: Endpoint) -> Connection:
@@ -66,7 +68,14 @@ async def _connect(endpoint: Endpoint) -> Connection:
     address = endpoint.address
 
     def protocol() -> Connection:
-        return Connection(ClientHandshake(endpoint.export, tls=endpoint.tls is not None, contexts=endpoint.contexts))
+        return Connection(
+            ClientHandshake(
+                endpoint.export,
+                tls=endpoint.tls is not None,
+                contexts=endpoint.contexts,
+                list_exports=endpoint.list_exports,
+            )
+        )
 
     try:
         if address.kind == "unix":

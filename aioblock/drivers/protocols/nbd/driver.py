@@ -15,11 +15,11 @@ from aioblock.core.driver import BlockDriver
 from aioblock.core.images import Prealloc
 from aioblock.core.io import Status
 from aioblock.core.limits import BlockLimits
-from aioblock.core.tls import find_tls_credentials
 from aioblock.drivers.protocols.nbd.address import Address, take_address
 from aioblock.drivers.protocols.nbd.connecting import Endpoint, connect
 from aioblock.drivers.protocols.nbd.connection import Connection
 from aioblock.drivers.protocols.nbd.links import Links
+from aioblock.drivers.protocols.nbd.security import take_tls
 from aioblock.drivers.protocols.nbd.status import batch_of, first_run
 from aioblock.nbd.constants import (
     CMD_BLOCK_STATUS,
@@ -46,8 +46,6 @@ from aioblock.nbd.constants import (
 from aioblock.nbd.replies import ReadReply, Reply, StatusReply
 
 if TYPE_CHECKING:
-    import ssl
-
     from aioblock.core.context import OpenContext
     from aioblock.core.extents import ExtentBatch
 
@@ -108,12 +106,7 @@ class NbdDriver(BlockDriver):
         """
         options = context.options
         address, export = take_address(options)
-        tls = _tls(context)
-        hostname = options.take_str("tls-hostname", None)
-        if hostname is not None and tls is None:
-            raise OptionError("tls-hostname can only be used with tls-creds", option="tls-hostname")
-        if tls is not None and tls.check_hostname and address.kind != "inet" and hostname is None:
-            tls.check_hostname = False  # there is no name that a certificate could be for; its authority counts
+        tls, hostname = take_tls(options, context.objects, address)
         delay, open_timeout = _seconds(context, "reconnect-delay"), _seconds(context, "open-timeout")
         bitmap = options.take_str("x-dirty-bitmap", None)
         count = options.take_int("connections", 1)
@@ -141,8 +134,8 @@ class NbdDriver(BlockDriver):
         Failed: that block may be cleared. Raises: OptionError, NbdError, OSError.
         """
         address, export = take_address(known := Options({"filename": filename}))
-        tls = _client_context(known)
-        endpoint = Endpoint(address, export, (), tls, known.take_str("tls-hostname", None))
+        tls, hostname = take_tls(known, {}, address)
+        endpoint = Endpoint(address, export, (), tls, hostname)
         first = await connect(endpoint)
         driver = cls(Links(endpoint, first), address, export, "", no_flush=False)
         try:
@@ -271,28 +264,3 @@ def _seconds(context: "OpenContext", name: str) -> float:
     if not 0 <= value <= MAX_LENGTH_32:
         raise OptionError(f"Parameter '{name}' expects a number of seconds", option=name)
     return float(value)
-
-
-def _tls(context: "OpenContext") -> "ssl.SSLContext | None":
-    """The TLS to use: with credentials, or (nbds://) with the authorities that the host trusts. May read small files.
-
-    Raises: OptionError, NotSupported.
-    """
-    id = context.options.take_str("tls-creds", None)
-    if id is not None:
-        return find_tls_credentials(context.objects, id, "client").ssl_context()
-    return _client_context(context.options)
-
-
-def _client_context(options: Options) -> "ssl.SSLContext | None":
-    """What a name that begins with nbds:// means: the authorities that the host trusts."""
-    wanted, verify = options.take_bool("tls", False), options.take_bool("tls-verify-peer", True)
-    if not wanted:
-        return None
-    import ssl
-
-    made = ssl.create_default_context()
-    if not verify:
-        made.check_hostname = False
-        made.verify_mode = ssl.CERT_NONE
-    return made

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 from aioblock.base.errors import NotSupported, OptionError
 from aioblock.base.flags import PERM_ALL
 from aioblock.core.driver import BlockDriver
+from aioblock.core.images import DriverInfo
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.protocols.posix.aligned import AlignedMemory
 from aioblock.drivers.protocols.posix.locks import ImageLocks
@@ -147,6 +148,10 @@ class PosixDriver(BlockDriver):
     async def close(self) -> None:
         """Close the file when no thread uses it any more."""
         await self._descriptor.close()
+
+    def info(self) -> DriverInfo:
+        """A file is never dirty."""
+        return DriverInfo(dirty=False)
 
     async def drain_begin(self) -> None:
         """Wait for the threads of cancelled requests."""
