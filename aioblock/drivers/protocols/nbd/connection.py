@@ -1,8 +1,10 @@
 """One connection to an NBD server: a BufferedProtocol that shakes hands, then sends requests and fills replies.
 
 What is received for a read goes straight into the caller's buffer. A request is on its way when `submit` returns; its
-future ends once: with the reply, failed or not, or with the reason why the connection ended. What is sent is copied: a
-transport may hold on to it longer than the request lasts.
+future ends once: with the reply, failed or not, or with the reason why the connection ended.
+
+The transport may hold on to data that is being written: to the caller's own, where it is long, which must not change
+before the reply. A server that refuses a write before it has all of the data drops the rest, whatever that is by then.
 """
 
 import asyncio
@@ -21,6 +23,8 @@ __all__ = ["Connection", "Disconnected"]
 
 _SEND_AHEAD: Final = 1 << 20
 """Bytes that may wait to be sent; with more, requests wait before they are copied."""
+_COPIED: Final = 1 << 16
+"""Data up to so many bytes are sent together with the head: a copy is cheaper than a system call."""
 _GOODBYE_SECONDS: Final = 2.0
 
 
@@ -113,7 +117,13 @@ class Connection(asyncio.BufferedProtocol):
         waiter = reply.owner = self._loop.create_future()
         self._receiver.expect(cookie, reply)
         head = pack_request(self.handshake.mode, command, flags, cookie, offset, length)
-        self.transport.write(head if data is None else b"".join((head, data)))
+        if data is None:
+            self.transport.write(head)
+        elif len(data) <= _COPIED:
+            self.transport.write(b"".join((head, data)))
+        else:
+            self.transport.write(head)
+            self.transport.write(data)
         return waiter
 
     def abandon(self, reply: Reply) -> None:

@@ -175,7 +175,7 @@ class NbdDriver(BlockDriver):
         await self.links.request(partial(ReadReply, offset, buffer), CMD_READ, 0, offset, len(buffer))
 
     async def pwritev(self, offset: int, data: memoryview, flags: int) -> None:
-        """Write; the data is copied when it is sent."""
+        """Write; the data must not change until it is done."""
         sent = CMD_FLAG_FUA if flags & REQ_FUA else 0
         nbytes = len(data)
         await self.links.request(partial(Reply, CMD_WRITE, offset, nbytes), CMD_WRITE, sent, offset, nbytes, data)

@@ -21,6 +21,7 @@ from aioblock.nbd.constants import (
     CMD_FLAG_FUA,
     CMD_FLAG_NO_HOLE,
     CMD_FLAG_REQ_ONE,
+    CMD_FLUSH,
     CMD_READ,
     CMD_WRITE,
     FLAG_HAS_FLAGS,
@@ -29,6 +30,7 @@ from aioblock.nbd.constants import (
 )
 from aioblock.nbd.packing import ReplyPacker, pack_extents
 from aioblock.nbd.requests import Request
+from aioblock.nbd.server_handshake import ServerHandshake
 from tests.kit.fake_context import open_driver, read_from
 from tests.kit.nbd_server import ALL_FLAGS, FakeServer, Session
 
@@ -311,16 +313,38 @@ async def test_closing_does_not_wait_for_a_server_that_does_not(path: str, disk:
             await read
 
 
-async def test_a_write_is_copied_when_it_is_sent(path: str, disk: MemoryDisk) -> None:
-    async with FakeServer(disk).serving(path):
-        driver = await open_driver(NbdDriver, {"path": path})
-        data = bytearray(b"a" * (1 << 19))
-        write = asyncio.ensure_future(driver.pwritev(0, memoryview(data), 0))
-        await asyncio.sleep(0)
-        data[:] = b"b" * len(data)
-        await write
-        assert disk.content()[: len(data)] == b"a" * len(data)
-        await driver.close()
+async def test_a_long_write_that_is_refused_at_once(path: str, disk: MemoryDisk) -> None:
+    """The reply comes while most of the data waits to be sent; what follows is not disturbed."""
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = Session(server, reader, writer)
+        handshake = ServerHandshake(mode=Mode.SIMPLE)
+        while not handshake.done:
+            await session.send(handshake.take_output())
+            events = handshake.feed(await session.receive())
+            while events:
+                events = events[1:] + session._answer(handshake, events[0])
+        await session.send(handshake.take_output())
+        packer, cookie = ReplyPacker(Mode.SIMPLE), int.from_bytes((await reader.readexactly(28))[8:16], "big")
+        await session.send(packer.error(Request(CMD_WRITE, 0, cookie, 0, 0), 28))
+        await refused.wait()
+        await reader.readexactly(len(data))
+        cookie = int.from_bytes((await reader.readexactly(28))[8:16], "big")
+        await session.send(packer.success(Request(CMD_FLUSH, 0, cookie, 0, 0)))
+        await reader.read()
+        writer.close()
+
+    server, refused, data = FakeServer(disk), asyncio.Event(), bytearray(b"a" * (8 << 20))
+    listening = await asyncio.start_unix_server(early, path)
+    driver = await open_driver(NbdDriver, {"path": path})
+    with pytest.raises(OSError) as caught:
+        await driver.pwritev(0, memoryview(data), 0)
+    assert caught.value.errno == errno.ENOSPC
+    data[:] = bytes(len(data))
+    refused.set()
+    await driver.flush()
+    await driver.close()
+    listening.close()
 
 
 # Opening
