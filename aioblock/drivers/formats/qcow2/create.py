@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from aioblock.base.errors import OptionError
+from aioblock.base.errors import OptionError, with_context
 from aioblock.base.flags import REQ_MAY_UNMAP
 from aioblock.core.images import Prealloc
 from aioblock.drivers.formats.qcow2 import extensions as ext
@@ -222,7 +222,10 @@ async def _reserve(file: "BlockIO", header: Header, layout: Layout, prealloc: Pr
     length = layout.end << header.cluster_bits
     mode = Prealloc.OFF if prealloc is Prealloc.METADATA else prealloc
     if length > file.length:
-        await file.truncate(length, exact=False, prealloc=mode)
+        try:
+            await file.truncate(length, exact=False, prealloc=mode)
+        except OSError as error:
+            raise with_context(error, "Could not resize image: ")  # noqa: B904 - it is the same error
     if used_before:
         flags = REQ_MAY_UNMAP if mode is Prealloc.OFF else 0
         await file.pwrite_zeroes(header.cluster_size, length - header.cluster_size, flags)
