@@ -254,15 +254,17 @@ class DirtyBitmap:
             nbytes -= (self.granularity - rest) * self.is_dirty(self.length - 1)
         return nbytes
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
+    def ranges(self, start: int = 0) -> Iterator[tuple[int, int]]:
         """`(offset, nbytes)` of each run of marked units, in order; the last ends with the node at the latest.
+
+        What lies in chunks before the one of `start` is left out.
 
         What is marked or cleared while one goes through them may be seen or not.
         """
         self._check_loaded()
         unit = self.granularity
         first = end = 0
-        for low, high in self._runs():
+        for low, high in self._runs(start // unit // _CHUNK_BITS):
             if low != end:
                 if end > first:
                     yield first * unit, (end - first) * unit
@@ -271,9 +273,9 @@ class DirtyBitmap:
         if end > first:
             yield first * unit, min(end * unit, self.length) - first * unit
 
-    def _runs(self) -> Iterator[tuple[int, int]]:
-        """The first bit of each run inside a chunk, and the one behind its last."""
-        for number in sorted(self._chunks):
+    def _runs(self, first: int) -> Iterator[tuple[int, int]]:
+        """The first bit of each run inside a chunk, and the one behind its last, from chunk `first` on."""
+        for number in sorted(number for number in self._chunks if number >= first):
             chunk = self._chunks.get(number)
             base = number * _CHUNK_BITS
             if chunk is None:

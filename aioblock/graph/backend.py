@@ -219,6 +219,21 @@ class BlockBackend(BitmapVerbs):
         if self._in_a_row >= YIELD_AFTER:
             await self._give_way()
 
+    def readinto_now(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` (flat, of bytes) if that takes no waiting, or return False: then use `readinto`.
+
+        The short way for who serves many small reads from memory; it is up to the caller to let others have the loop.
+        Raises: OSError.
+        """
+        if self._read_flags or self._stopped or self._queue or self._closed or self.in_flight >= self._max:
+            return False
+        if not read_now(self.node, offset, buffer):
+            return False
+        statistics = self.statistics
+        statistics.reads += 1
+        statistics.bytes_read += len(buffer)
+        return True
+
     async def pread(self, offset: int, nbytes: int, flags: int = 0) -> bytearray:
         """`nbytes` at `offset`, as a new bytearray. Raises: as `readinto`."""
         if nbytes < 0 or offset + nbytes > self.node.length:

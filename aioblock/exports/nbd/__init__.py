@@ -1,0 +1,1 @@
+"""The NBD server: many exports, many connections, one event loop."""

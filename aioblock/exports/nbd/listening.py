@@ -1,0 +1,171 @@
+"""Where the server listens: Unix sockets, TCP ports, sockets that a supervisor has opened."""
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from aioblock.base.errors import OptionError
+
+__all__ = ["Address", "Listener", "activated_sockets", "open_sockets"]
+
+Address = str | tuple[str, int | str] | socket.socket
+"""The path of a Unix socket; host and port of TCP; a socket that listens already."""
+
+_BACKLOG = 128
+_FIRST_FD = 3
+_BREATHE = 0.5
+"""Seconds until the next try where the process has no descriptor left."""
+_OUT_OF_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+async def open_sockets(address: Address) -> list[socket.socket]:
+    """Sockets that listen at an address; a name may stand for several. Failed: none is open. Raises: OSError."""
+    if isinstance(address, socket.socket):
+        address.setblocking(False)
+        return [address]
+    if isinstance(address, str):
+        return [_open_unix(address)]
+    host, port = address
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        error.strerror = f"address resolution failed for {host}:{port}: {error.strerror}"
+        raise
+    opened: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, where in dict.fromkeys(found):
+            sock = socket.socket(family, kind, protocol)
+            opened.append(sock)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            _listen(sock, where, "Failed to bind socket")
+    except BaseException:
+        for sock in opened:
+            sock.close()
+        raise
+    return opened
+
+
+def _open_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if path and not path.startswith("\0"):
+            _remove_stale(path)
+        _listen(sock, path, f"Failed to bind socket to {path}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that is left of another server; not a file of another kind."""
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _listen(sock: socket.socket, where: object, words: str) -> None:
+    try:
+        sock.bind(where)  # type: ignore[arg-type]
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        raise OSError(error.errno, f"{words}: {os.strerror(error.errno or 0) if error.errno else error}") from None
+
+
+def activated_sockets() -> list[socket.socket]:
+    """The listening sockets that a supervisor such as systemd gave to this process; none where it gave none.
+
+    Its variables are taken out of the environment, so that no child takes them for its own. Raises: OptionError.
+    """
+    for_us = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    count = os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if not for_us or not count:
+        return []
+    if not count.isascii() or not count.isdigit():
+        raise OptionError(f"Invalid number of sockets in LISTEN_FDS: '{count}'")
+    found = []
+    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
+        try:
+            os.set_inheritable(fd, False)
+            found.append(socket.socket(fileno=fd))
+        except OSError as error:
+            for sock in found:
+                sock.close()
+            raise OptionError(f"LISTEN_FDS names descriptor {fd}, which is no socket: {error.strerror}") from None
+    return found
+
+
+class Listener:
+    """Accepts clients on one socket, while it may."""
+
+    def __init__(self, sock: socket.socket, accepted: Callable[[socket.socket], bool]) -> None:
+        """`accepted` is given each client's socket, and says whether there may be more."""
+        self.sock = sock
+        self._accepted = accepted
+        self._loop = asyncio.get_running_loop()
+        self._on = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._inode = self._inode_of_path()
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.sock.getsockname()!r} {'on' if self._on else 'off'}>"
+
+    def on(self) -> None:
+        """Accept clients."""
+        if not self._on:
+            self._on = True
+            self._loop.add_reader(self.sock, self._accept)
+
+    def off(self) -> None:
+        """Let clients wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._on:
+            self._on = False
+            self._loop.remove_reader(self.sock)
+
+    def close(self) -> None:
+        """Listen no more; the path of a Unix socket is removed, if it is still this one's."""
+        self.off()
+        inode = self._inode_of_path()
+        if inode is not None and inode == self._inode:
+            os.unlink(self.sock.getsockname())
+        self.sock.close()
+
+    def _inode_of_path(self) -> tuple[int, int] | None:
+        if self.sock.family != socket.AF_UNIX:
+            return None
+        path = self.sock.getsockname()
+        try:
+            found = os.stat(path) if isinstance(path, str) and path else None
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino) if found is not None else None
+
+    def _accept(self) -> None:
+        while self._on:
+            try:
+                client, _ = self.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_FDS:
+                    raise
+                self.off()
+                self._timer = self._loop.call_later(_BREATHE, self.on)
+                return
+            client.setblocking(False)
+            if not self._accepted(client):
+                return

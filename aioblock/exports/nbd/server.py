@@ -1,0 +1,237 @@
+"""NbdServer: exports, and the clients that use them."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+from aioblock.base.errors import OptionError
+from aioblock.core.authorization import Authorization
+from aioblock.core.tls import TlsCredentials
+from aioblock.exports.nbd.connection import Connection
+from aioblock.exports.nbd.export import NbdExport
+from aioblock.exports.nbd.limits import NbdLimits
+from aioblock.exports.nbd.listening import Address, Listener, open_sockets
+from aioblock.exports.nbd.memory import Memory
+from aioblock.exports.nbd.session import Budget
+from aioblock.graph.backend import BlockBackend
+from aioblock.nbd.constants import MAX_STRING, Mode
+from aioblock.nbd.export import ExportInfo
+from aioblock.nbd.server_handshake import TlsPolicy
+
+__all__ = ["NbdServer", "serve"]
+
+
+class NbdServer:
+    """Serves exports. Use `serve`; the server belongs to the event loop in which it was made.
+
+    Exports may be added and removed while it runs. It closes no disk: close those after the server.
+    """
+
+    def __init__(
+        self,
+        *,
+        tls: TlsCredentials | ssl.SSLContext | None = None,
+        tls_required: bool = True,
+        authorization: Authorization | None = None,
+        limits: NbdLimits | None = None,
+        mode: Mode = Mode.EXTENDED,
+    ) -> None:
+        """See `serve`. `mode`: the best that clients may have. Raises: OptionError, NotSupported."""
+        self.limits = limits if limits is not None else NbdLimits()
+        self.ssl_context = tls.ssl_context() if isinstance(tls, TlsCredentials) else tls
+        self.tls_policy = TlsPolicy.OFF
+        if self.ssl_context is not None:
+            self.tls_policy = TlsPolicy.REQUIRED if tls_required else TlsPolicy.OPTIONAL
+        if authorization is not None and self.tls_policy is not TlsPolicy.REQUIRED:
+            raise OptionError("Authorization needs TLS, and that it is required")
+        self.authorization = authorization
+        self.mode = mode
+        self.exports: dict[str, NbdExport] = {}
+        self.connections: set[Connection] = set()
+        self.budget = Budget(self.limits.total_bytes)
+        self.memory = Memory()
+        self.stopping = False
+        self.sessions_begun = 0
+        """How many clients have opened an export, ever."""
+        self._listeners: list[Listener] = []
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._closed: asyncio.Future[None] | None = None
+        self.on_client_gone: Callable[[], None] | None = None
+        """Called when a client that had opened an export is gone."""
+
+    def __repr__(self) -> str:
+        return f"<NbdServer exports={list(self.exports)} connections={len(self.connections)}>"
+
+    # -- exports -----------------------------------------------------------------------------------------------------
+
+    async def add_export(self, name: str, export: NbdExport | BlockBackend) -> None:
+        """Offer an export under a name; clients that ask for the name "" get that one.
+
+        Failed: it is not there. Raises: OptionError, BitmapError, OSError.
+        """
+        if len(name.encode()) > MAX_STRING or "\0" in name:
+            raise OptionError(f"The name of an export has more than {MAX_STRING} bytes, or a NUL in it")
+        if name in self.exports:
+            raise OptionError(f"NBD server already has export named '{name}'")
+        if isinstance(export, BlockBackend):
+            export = NbdExport(export)
+        await export.begin()
+        self.exports[name] = export
+
+    async def remove_export(self, name: str) -> None:
+        """Offer it no more, and close the connections of those who use it, when what they have asked is answered.
+
+        Raises: KeyError.
+        """
+        export = self.exports.pop(name)
+        await self._stop([connection for connection in self.connections if connection.export is export])
+        export.end()
+
+    def find(self, name: str) -> NbdExport | None:
+        """The export of a name."""
+        return self.exports.get(name)
+
+    def info(self, name: str) -> ExportInfo | None:
+        """What clients are told of an export; None: there is none of that name."""
+        export = self.exports.get(name)
+        return export.info(name, multi_conn=self.limits.connections != 1) if export is not None else None
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Names and descriptions of all exports."""
+        return [(name, export.description) for name, export in self.exports.items()]
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The sockets that it listens on."""
+        return [listener.sock for listener in self._listeners]
+
+    async def listen(self, address: Address) -> None:
+        """Accept clients at one more address. Failed: it does not listen there. Raises: OSError."""
+        for sock in await open_sockets(address):
+            listener = Listener(sock, self._accepted)
+            self._listeners.append(listener)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Accept clients, or let them wait."""
+        limit = self.limits.connections
+        count = len(self.connections) + len(self._accepting)
+        room = not self.stopping and (limit is None or count < limit)
+        for listener in self._listeners:
+            if room:
+                listener.on()
+            else:
+                listener.off()
+
+    def _accepted(self, client: socket.socket) -> bool:
+        task = self._loop.create_task(self._connect(client))
+        self._accepting.add(task)
+        task.add_done_callback(self._connected)
+        self._admit()
+        limit = self.limits.connections
+        return limit is None or len(self.connections) + len(self._accepting) < limit
+
+    async def _connect(self, client: socket.socket) -> None:
+        if client.family != socket.AF_UNIX:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = Connection(self)
+        self.connections.add(connection)
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, client)
+        except BaseException as error:
+            client.close()
+            self.connections.discard(connection)
+            if not isinstance(error, OSError):  # else it was gone before it was there
+                raise
+
+    def _connected(self, task: "asyncio.Task[None]") -> None:
+        self._accepting.discard(task)
+        self._admit()
+
+    def session_begun(self, connection: Connection) -> None:
+        """A client has opened an export."""
+        self.sessions_begun += 1
+
+    def connection_gone(self, connection: Connection) -> None:
+        """A client is gone."""
+        self.connections.discard(connection)
+        self._admit()
+        if connection.export is not None and self.on_client_gone is not None:
+            self.on_client_gone()
+
+    # -- end ---------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Accept nothing more, finish what was accepted within `limits.stop_timeout`, and close all connections.
+
+        A second call only waits for the first. Cancelled: it goes on in the background.
+        """
+        if self._closed is None:
+            self._closed = self._loop.create_task(self._close())
+        await asyncio.shield(self._closed)
+
+    async def _close(self) -> None:
+        self.stopping = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        if self._accepting:
+            await asyncio.wait(self._accepting)
+        await self._stop(list(self.connections))
+        for export in self.exports.values():
+            export.end()
+        self.exports.clear()
+
+    async def _stop(self, connections: Sequence[Connection]) -> None:
+        for connection in connections:
+            connection.stop()
+        gone = [connection.gone for connection in connections]
+        if gone:
+            _, late = await asyncio.wait(gone, timeout=self.limits.stop_timeout)
+            for connection in connections:
+                if connection.gone in late:
+                    connection.abort()
+            if late:
+                await asyncio.wait(late)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+async def serve(
+    exports: BlockBackend | NbdExport | Mapping[str, BlockBackend | NbdExport],
+    *addresses: Address,
+    tls: TlsCredentials | ssl.SSLContext | None = None,
+    tls_required: bool = True,
+    authorization: Authorization | None = None,
+    limits: NbdLimits | None = None,
+) -> NbdServer:
+    """Serve disks over NBD: one under the name "", or several by their names.
+
+    `addresses`: paths of Unix sockets, pairs of host and port (host "": all; port 0: any), sockets that listen.
+    `tls`: certificates or keys; then clients must use them, or may where not `tls_required`. `authorization` says which
+    of the clients' certificates may come in. `limits`: what clients may cost.
+
+    The server runs until it is closed: `async with await serve(...) as server`. Cancelled or failed: nothing is open.
+    Raises: OSError, OptionError, BitmapError, NotSupported.
+    """
+    server = NbdServer(tls=tls, tls_required=tls_required, authorization=authorization, limits=limits)
+    try:
+        named = exports if isinstance(exports, Mapping) else {"": exports}
+        for name, export in named.items():
+            await server.add_export(name, export)
+        for address in addresses:
+            await server.listen(address)
+    except BaseException:
+        await server.close()
+        raise
+    return server

@@ -1,0 +1,435 @@
+"""Session: one client that uses an export: requests in, replies out, as many at a time as its bounds allow.
+
+What is in memory is answered on the spot; all else becomes a task, and is answered when it is done, in any order. What
+is ready within one turn of the loop is sent by one call. While the client does not take what is sent, replies wait, and
+count against its bounds; at the bounds no more requests are received.
+"""
+
+import asyncio
+import errno
+import os
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from aioblock.base.errors import BlockError
+from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
+from aioblock.core.eager import Finished, start
+from aioblock.exports.nbd.contexts import MAX_RUNS
+from aioblock.exports.nbd.export import NbdExport
+from aioblock.exports.nbd.memory import Memory
+from aioblock.nbd import errnos
+from aioblock.nbd.constants import (
+    CMD_BLOCK_STATUS,
+    CMD_CACHE,
+    CMD_DISC,
+    CMD_FLAG_FAST_ZERO,
+    CMD_FLAG_FUA,
+    CMD_FLAG_NO_HOLE,
+    CMD_FLAG_REQ_ONE,
+    CMD_FLUSH,
+    CMD_READ,
+    CMD_TRIM,
+    CMD_WRITE,
+    CMD_WRITE_ZEROES,
+    Mode,
+)
+from aioblock.nbd.packing import ReplyPacker, pack_extents
+from aioblock.nbd.requests import Request, RequestReceiver, objection
+from aioblock.nbd.server_handshake import Ready
+
+if TYPE_CHECKING:
+    from aioblock.exports.nbd.limits import NbdLimits
+
+__all__ = ["Budget", "Session"]
+
+_INLINE: Final = 1 << 18
+"""Reads up to this length are tried on the spot: 40 us of copying."""
+_TURN_REQUESTS: Final = 64
+_TURN_BYTES: Final = 1 << 20
+"""How much is answered on the spot before others get a turn: 0.5 ms."""
+_OVERHEAD: Final = 1024
+"""What a request counts beside its data."""
+_SMALL: Final = 1 << 20
+"""How long a request may be that a client gets through although the bounds of all together are reached."""
+_CACHE_STEP: Final = 1 << 20
+
+
+class Budget:
+    """The bytes that all clients together hold."""
+
+    __slots__ = ("_waiting", "held", "total")
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.held = 0
+        self._waiting: dict[Callable[[], None], None] = {}
+
+    def wait(self, again: Callable[[], None]) -> None:
+        """Call back once, when something has been given back."""
+        self._waiting[again] = None
+
+    def forget(self, again: Callable[[], None]) -> None:
+        """Do not call back."""
+        self._waiting.pop(again, None)
+
+    def give_back(self, nbytes: int) -> None:
+        """Let others have it."""
+        self.held -= nbytes
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for again in waiting:
+                asyncio.get_running_loop().call_soon(again)
+
+
+class Session:
+    """The transmission phase of one connection, which owns it and its transport."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        export: NbdExport,
+        ready: Ready,
+        limits: "NbdLimits",
+        budget: Budget,
+        memory: Memory,
+        ended: Callable[[], None],
+    ) -> None:
+        """`ended`: called when the client has said goodbye, or `finish` was called, and everything is answered."""
+        self._transport = transport
+        self.export = export
+        self._disk = export.disk
+        self._base = export.offset
+        self._info = ready.export
+        self._mode = ready.mode
+        self._contexts = ready.contexts
+        self._limits = limits
+        self._budget = budget
+        self._memory = memory
+        self._ended = ended
+        self._receiver = RequestReceiver(ready.mode)
+        self._packer = ReplyPacker(ready.mode)
+        self._head_bytes = 16 if ready.mode is Mode.SIMPLE else 28 if ready.mode is Mode.STRUCTURED else 40
+        self._backlog: deque[Request] = deque()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.held = 0
+        """Bytes that count against the bounds."""
+        self._reading = True
+        self._finishing = False
+        self._over = False
+        self._again = False
+        self._blocked = False
+        self._replies: list[bytes | bytearray | memoryview] = []
+        self._ready_bytes = 0
+        """What the replies that are ready count."""
+        self._sending_bytes = 0
+        """What those count that the transport has."""
+        self._borrowed: list[memoryview] = []
+        self._sending: list[memoryview] = []
+        self._flush_soon = False
+        self._loop = asyncio.get_running_loop()
+        self.get_buffer = self._receiver.get_buffer
+        self.last_request = self._loop.time()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being worked on, nor waits to be sent."""
+        return not (self._backlog or self.tasks or self._replies or self._blocked)
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def received(self, nbytes: int) -> None:
+        """`nbytes` were received into the buffer. Raises: RemoteProtocolError."""
+        self.take(self._receiver.buffer_updated(nbytes))
+
+    def received_before(self, data: bytes) -> None:
+        """What came with the last option of the handshake. Raises: RemoteProtocolError."""
+        self.take(self._receiver.feed(data))
+
+    def take(self, requests: list[Request]) -> None:
+        """Work on requests, as far as the bounds allow now."""
+        self.last_request = self._loop.time()
+        if self._finishing:
+            return  # what comes behind a goodbye
+        self._backlog.extend(requests)
+        if not self._again:
+            self._work()
+
+    def _work(self) -> None:
+        self._again = False
+        if self._over:
+            return
+        backlog = self._backlog
+        turn, turn_bytes = _TURN_REQUESTS, _TURN_BYTES
+        while backlog:
+            request = backlog[0]
+            if request.command == CMD_DISC:
+                self.finish()
+                backlog.clear()
+                break
+            carried = request.length if request.command in (CMD_READ, CMD_WRITE) else 0
+            if not self._admit(carried):
+                break
+            if turn <= 0 or turn_bytes <= 0:
+                self._again = True
+                self._loop.call_soon(self._work)
+                break
+            turn -= 1
+            turn_bytes -= carried
+            backlog.popleft()
+            self._serve(request, carried + _OVERHEAD)
+        self._set_reading(not backlog and not self._finishing)
+        self._send()
+
+    def _admit(self, carried: int) -> bool:
+        """Whether one more request may be worked on; if not, `_work` is called again when it may."""
+        held = self.held
+        if not held:
+            if self._budget.held + carried > self._budget.total and carried > _SMALL:
+                self._budget.wait(self._work)
+                return False
+            return True
+        if held + carried > self._limits.client_bytes or len(self.tasks) >= self._limits.requests:
+            return False
+        if self._budget.held + carried > self._budget.total:
+            self._budget.wait(self._work)
+            return False
+        return True
+
+    def _set_reading(self, wanted: bool) -> None:
+        if wanted is not self._reading:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    def _serve(self, request: Request, weight: int) -> None:
+        self.held += weight
+        self._budget.held += weight
+        error, words = objection(request, self._info, self._mode)
+        if error:
+            self._answer(self._packer.error(request, error, words), weight)
+            return
+        if request.command == CMD_READ and 0 < request.length <= _INLINE and self._read_now(request, weight):
+            return
+        begun = start(self._run(request, weight))
+        if isinstance(begun, Finished):
+            begun.result()
+            return
+        self.tasks.add(begun)
+        begun.add_done_callback(self._task_done)
+
+    def _read_now(self, request: Request, weight: int) -> bool:
+        nbytes = request.length
+        head = self._packer.read_head(request, request.offset, nbytes)
+        try:
+            if nbytes >= self._memory.smallest:
+                view = self._memory.take(nbytes)
+                if not self._disk.readinto_now(self._base + request.offset, view):
+                    self._memory.give(view)
+                    return False
+                self._borrowed.append(view)
+                self._replies.append(head)
+                self._answer(view, weight)
+                return True
+            reply = bytearray(self._head_bytes + nbytes)
+            if not self._disk.readinto_now(self._base + request.offset, memoryview(reply)[self._head_bytes :]):
+                return False
+        except OSError as error:
+            self._fail(request, error, weight)
+            return True
+        reply[: self._head_bytes] = head
+        self._answer(reply, weight)
+        return True
+
+    async def _run(self, request: Request, weight: int) -> None:
+        try:
+            await _VERBS[request.command](self, request, weight)
+        except (OSError, BlockError) as error:
+            self._fail(request, error, weight)
+        except BaseException:  # cancelled: nobody is there to be answered
+            self._release(weight)
+            raise
+
+    def _fail(self, request: Request, error: Exception, weight: int) -> None:
+        code = error.errno if isinstance(error, OSError) else errno.EIO
+        words = os.strerror(code or errno.EIO)  # not the message, which may name files of this host
+        self._answer(self._packer.error(request, errnos.to_wire(code), words), weight)
+
+    async def _read(self, request: Request, weight: int) -> None:
+        nbytes = request.length
+        if not nbytes:
+            self._answer(self._packer.success(request), weight)
+            return
+        view = self._memory.take(nbytes)
+        try:
+            await self._disk.readinto(self._base + request.offset, view)
+        except BaseException:
+            self._memory.give(view)
+            raise
+        self._borrowed.append(view)
+        self._replies.append(self._packer.read_head(request, request.offset, nbytes))
+        self._answer(view, weight)
+
+    async def _write(self, request: Request, weight: int) -> None:
+        assert request.data is not None
+        await self._disk.pwrite(self._base + request.offset, request.data, _fua(request))
+        self._answer(self._packer.success(request), weight)
+
+    async def _flush(self, request: Request, weight: int) -> None:
+        await self._disk.flush()
+        self._answer(self._packer.success(request), weight)
+
+    async def _trim(self, request: Request, weight: int) -> None:
+        await self._disk.pdiscard(self._base + request.offset, request.length)
+        if request.flags & CMD_FLAG_FUA:
+            await self._disk.flush()
+        self._answer(self._packer.success(request), weight)
+
+    async def _cache(self, request: Request, weight: int) -> None:
+        """Read it, so that it is in memory."""
+        at, end = self._base + request.offset, self._base + request.offset + request.length
+        view = self._memory.take(min(_CACHE_STEP, max(request.length, 1)))
+        try:
+            while at < end:
+                nbytes = min(len(view), end - at)
+                await self._disk.readinto(at, view[:nbytes])
+                at += nbytes
+        finally:
+            self._memory.give(view)
+        self._answer(self._packer.success(request), weight)
+
+    async def _write_zeroes(self, request: Request, weight: int) -> None:
+        flags = _fua(request)
+        if not request.flags & CMD_FLAG_NO_HOLE:
+            flags |= REQ_MAY_UNMAP
+        if request.flags & CMD_FLAG_FAST_ZERO:
+            flags |= REQ_NO_FALLBACK
+        await self._disk.pwrite_zeroes(self._base + request.offset, request.length, flags)
+        self._answer(self._packer.success(request), weight)
+
+    async def _block_status(self, request: Request, weight: int) -> None:
+        names = self._contexts
+        if request.contexts is not None:
+            if len(set(request.contexts)) != len(request.contexts) or not names.keys() >= set(request.contexts):
+                self._answer(self._packer.error(request, errnos.EINVAL, "Contexts that were not selected"), weight)
+                return
+            names = {id: names[id] for id in request.contexts}
+        if not names:
+            self._answer(self._packer.error(request, errnos.EINVAL, "No metadata context was selected"), weight)
+            return
+        limit = 1 if request.flags & CMD_FLAG_REQ_ONE else MAX_RUNS
+        offset = self._base + request.offset
+        wide = self._mode is Mode.EXTENDED
+        parts = []
+        for number, (id, name) in enumerate(names.items(), 1):
+            runs = await self.export.contexts[name].runs(offset, request.length, limit)
+            payload = pack_extents(runs.lengths, runs.flags, wide=wide)
+            parts.append(self._packer.extents(request, id, payload, last=number == len(names)))
+        self._answer(b"".join(parts), weight)
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def _answer(self, reply: bytes | bytearray | memoryview, weight: int) -> None:
+        """Send a reply, with what is before it in `_replies`, at the end of this turn of the loop."""
+        self._replies.append(reply)
+        self._ready_bytes += weight
+        if not self._flush_soon:
+            self._flush_soon = True
+            self._loop.call_soon(self._send_soon)
+
+    def _send_soon(self) -> None:
+        self._flush_soon = False
+        self._send()
+
+    def _send(self) -> None:
+        if self._replies and not self._blocked and not self._over:
+            replies, self._replies = self._replies, []
+            self._sending_bytes, self._ready_bytes = self._ready_bytes, 0
+            self._sending, self._borrowed = self._borrowed, []
+            self._transport.writelines(replies)
+            if not self._blocked:  # told at once where not everything could be sent: see `pause_writing`
+                self._sent()
+        if self._finishing and self.idle:
+            self._finished()
+
+    def _sent(self) -> None:
+        for view in self._sending:
+            self._memory.give(view)
+        self._sending = []
+        nbytes, self._sending_bytes = self._sending_bytes, 0
+        self._release(nbytes)
+        self._go_on()
+
+    def _release(self, nbytes: int) -> None:
+        self.held -= nbytes
+        self._budget.give_back(nbytes)
+
+    def pause_writing(self) -> None:
+        """The transport holds something that the client has not taken."""
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        """It holds nothing any more."""
+        self._blocked = False
+        self._sent()
+        self._send()
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._over = True
+            self._transport.abort()
+            raise error
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """There may be room for more requests."""
+        if (self._backlog or self._finishing) and not self._again and not self._over:
+            self._again = True
+            self._loop.call_soon(self._work)
+
+    # -- end ---------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Receive nothing more; `ended` is called when all that was accepted is answered, perhaps right now."""
+        if not self._finishing and not self._over:
+            self._finishing = True
+            self._set_reading(False)
+            self._go_on()
+
+    def _finished(self) -> None:
+        if not self._over:
+            self._over = True
+            self._ended()
+
+    def lost(self) -> None:
+        """The connection is gone. Reads that run are given up; changes go on, as everywhere, without us."""
+        self._over = True
+        self._budget.forget(self._work)
+        self._backlog.clear()
+        self._replies.clear()
+        self._borrowed.clear()
+        self._sending.clear()  # the transport may still look at it: it is not given to anybody else
+        self._release(self._ready_bytes + self._sending_bytes)
+        self._ready_bytes = self._sending_bytes = 0
+        for task in self.tasks:
+            task.cancel()
+
+
+def _fua(request: Request) -> int:
+    return REQ_FUA if request.flags & CMD_FLAG_FUA else 0
+
+
+_VERBS: Final[dict[int, Callable[[Session, Request, int], Coroutine[Any, Any, None]]]] = {
+    CMD_READ: Session._read,
+    CMD_WRITE: Session._write,
+    CMD_FLUSH: Session._flush,
+    CMD_TRIM: Session._trim,
+    CMD_CACHE: Session._cache,
+    CMD_WRITE_ZEROES: Session._write_zeroes,
+    CMD_BLOCK_STATUS: Session._block_status,
+}
