@@ -93,7 +93,13 @@ if TYPE_CHECKING:
     from aioblock.api.nbd_exports import ListedExport, nbd_exports
     from aioblock.api.new_files import removed_on_failure
     from aioblock.api.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshots
+    from aioblock.core.authorization import Authorization, AuthzList, AuthzSimple
     from aioblock.core.secrets import Secret
+    from aioblock.core.tls import TlsCredentials, TlsPsk, TlsX509, find_tls_credentials
+    from aioblock.exports.nbd.export import NbdExport
+    from aioblock.exports.nbd.limits import NbdLimits
+    from aioblock.exports.nbd.listening import activated_sockets
+    from aioblock.exports.nbd.server import NbdServer, serve
     from aioblock.graph.creating import typed_options
     from aioblock.graph.layers import find_layer
     from aioblock.graph.objects import OBJECT_TYPES, make_object
@@ -123,8 +129,14 @@ _ELSEWHERE = {
     "api.nbd_exports": ("ListedExport", "nbd_exports"),
     "api.new_files": ("removed_on_failure",),
     "api.snapshots": ("snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"),
+    "core.authorization": ("Authorization", "AuthzList", "AuthzSimple"),
     "core.secrets": ("Secret",),
     "graph.creating": ("typed_options",),
+    "core.tls": ("TlsCredentials", "TlsPsk", "TlsX509", "find_tls_credentials"),
+    "exports.nbd.export": ("NbdExport",),
+    "exports.nbd.limits": ("NbdLimits",),
+    "exports.nbd.listening": ("activated_sockets",),
+    "exports.nbd.server": ("NbdServer", "serve"),
     "graph.layers": ("find_layer",),
     "graph.objects": ("OBJECT_TYPES", "make_object"),
     "jobs.compare": ("Difference",),
@@ -162,6 +174,9 @@ __all__ = [
     "TRUST_DIRECTORY",
     "TRUST_NONE",
     "ZERO",
+    "Authorization",
+    "AuthzList",
+    "AuthzSimple",
     "BitmapError",
     "BitmapInfo",
     "BlockBackend",
@@ -191,6 +206,9 @@ __all__ = [
     "Measurement",
     "NamedObject",
     "NbdError",
+    "NbdExport",
+    "NbdLimits",
+    "NbdServer",
     "NodeInUse",
     "NotSupported",
     "Opening",
@@ -206,10 +224,14 @@ __all__ = [
     "SnapshotInfo",
     "Statistics",
     "Status",
+    "TlsCredentials",
+    "TlsPsk",
+    "TlsX509",
     "TrustPolicy",
     "UnsupportedFeature",
     "UntrustedReference",
     "VerifyError",
+    "activated_sockets",
     "aligned_buffer",
     "amend",
     "beside",
@@ -231,6 +253,7 @@ __all__ = [
     "driver_names",
     "find_driver",
     "find_layer",
+    "find_tls_credentials",
     "flatten",
     "human_size",
     "info",
@@ -246,6 +269,7 @@ __all__ = [
     "rebase",
     "removed_on_failure",
     "resize",
+    "serve",
     "snapshot_apply",
     "snapshot_create",
     "snapshot_delete",

@@ -33,6 +33,7 @@ __all__ = ["Connection", "Phase"]
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_BYTES: Final = 1 << 14
+_EARLY_BYTES: Final = 1 << 18
 
 
 class Phase(Enum):
@@ -57,7 +58,10 @@ class Connection(asyncio.BufferedProtocol):
         self._tls: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._early = bytearray()
         self._unsent = 0
+        self._lost = False
+        self._encrypted = False
         self.phase = Phase.HANDSHAKE
         self.gone: asyncio.Future[None] = self._loop.create_future()
         """Done when the transport is closed and no request is worked on any more."""
@@ -88,7 +92,11 @@ class Connection(asyncio.BufferedProtocol):
         try:
             if self._session is not None:
                 self._session.received(nbytes)
-            elif self.phase is not Phase.CLOSED:
+            elif self.phase is Phase.TLS:  # TLS is there, and we have not been told yet
+                self._early += memoryview(self._input)[:nbytes]
+                if len(self._early) > _EARLY_BYTES:
+                    self._drop("The client sends on, without waiting for an answer")
+            elif self.phase is Phase.HANDSHAKE:
                 self._events(self._handshake.feed(memoryview(self._input)[:nbytes]))
         except NbdError as error:
             self._drop(str(error))
@@ -99,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
             self._drop("The client has gone")
             return False
         self._session.finish()
-        return True
+        return not self._encrypted  # TLS cannot be closed in one direction
 
     def pause_writing(self) -> None:
         """The client does not take what is sent."""
@@ -119,7 +127,10 @@ class Connection(asyncio.BufferedProtocol):
             self._session.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The connection is closed, by whomever."""
+        """The connection is closed, by whomever. Called again: nothing happens."""
+        if self._lost:
+            return
+        self._lost = True
         self.phase = Phase.CLOSED
         for timer in (self._timer, self._send_timer):
             if timer is not None:
@@ -190,12 +201,12 @@ class Connection(asyncio.BufferedProtocol):
                 ssl_shutdown_timeout=self._server.limits.stop_timeout,
             )
         except (OSError, EOFError) as error:  # SSLError is an OSError, a timeout is one too
-            self._drop(f"TLS handshake failed: {message_of(error)}")
+            self._lost_in_tls(f"TLS handshake failed: {message_of(error)}")
             return
-        if encrypted is None or self.phase is Phase.CLOSED:
-            self._drop("The client has gone")
+        if encrypted is None or encrypted.is_closing() or self.phase is Phase.CLOSED:
+            self._lost_in_tls("TLS handshake failed: the client has gone")
             return
-        self._transport = encrypted
+        self._transport, self._encrypted = encrypted, True
         encrypted.set_write_buffer_limits(0)
         if self._server.authorization is not None:
             name = distinguished_name(encrypted.get_extra_info("peercert") or {})
@@ -205,8 +216,15 @@ class Connection(asyncio.BufferedProtocol):
         self.phase = Phase.HANDSHAKE
         try:
             self._events(self._handshake.tls_started())
+            early, self._early = self._early, bytearray()
+            self._events(self._handshake.feed(early))
         except NbdError as error:
             self._drop(str(error))
+
+    def _lost_in_tls(self, why: str) -> None:
+        """Nobody tells the protocol of a connection that ends while TLS begins."""
+        self._drop(why)
+        self._loop.call_soon(self.connection_lost, None)
 
     def _begin(self, ready: Ready) -> None:
         """The handshake is over."""
