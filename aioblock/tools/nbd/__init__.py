@@ -27,10 +27,10 @@ def _dispatch(asked: CommandLine) -> int:
         from .listing import list_exports
 
         return list_exports(asked)
-    if asked.disconnect is not None:
+    if asked.disconnect:
         from .kernel import disconnect
 
-        return disconnect(asked.disconnect)
+        return disconnect(asked.file)
     from .background import run_forked
     from .serving import serve_image
 

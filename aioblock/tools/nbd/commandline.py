@@ -9,7 +9,7 @@ from ..program import CACHE_MODES, DISCARD_MODES, ProgramError, define_object, p
 
 __all__ = ["CommandLine", "parse"]
 
-_SHORT = "hVb:o:p:k:e:f:tl:x:T:D:AB:Lc:d:nsrvP:"
+_SHORT = "hVb:o:p:k:e:f:tl:x:T:D:AB:Lc:dnsrv"
 _LONG = {
     "help": "h",
     "version": "V",
@@ -21,7 +21,7 @@ _LONG = {
     "allocation-depth": "A",
     "bitmap": "B:",
     "connect": "c:",
-    "disconnect": "d:",
+    "disconnect": "d",
     "list": "L",
     "snapshot": "s",
     "load-snapshot": "l:",
@@ -90,7 +90,7 @@ Others:
   -L, --list                list the exports of a server (see -b, -p, -k, --tls-creds)
       --tls-hostname=NAME   the name that its certificate must be for
   -c, --connect=DEVICE      connect a /dev/nbdX of the kernel to the image
-  -d, --disconnect          disconnect such a device
+  -d, --disconnect          FILE is such a device: disconnect it
   -h, --help                show this text
   -V, --version             show the version"""
 
@@ -131,7 +131,7 @@ class CommandLine:
     verbose: bool = False
     list_exports: bool = False
     connect: str | None = None
-    disconnect: str | None = None
+    disconnect: bool = False
 
 
 def parse(argv: Sequence[str]) -> CommandLine | int:
@@ -158,6 +158,7 @@ def parse(argv: Sequence[str]) -> CommandLine | int:
 
 _FLAGS = {
     "A": "allocation_depth",
+    "d": "disconnect",
     "L": "list_exports",
     "fork": "fork",
     "image-opts": "image_opts",
@@ -169,7 +170,6 @@ _WORDS = {
     "D": "description",
     "b": "bind",
     "c": "connect",
-    "d": "disconnect",
     "f": "format",
     "k": "socket",
     "p": "port",
@@ -260,9 +260,6 @@ def _check(asked: CommandLine, given: set[str], operands: list[str]) -> None:
             raise ProgramError("List mode is incompatible with a file name")
         if given & {"x", "o", "f", "B", "A", "c", "D", "fork", "s", "l", "image-opts"}:
             raise ProgramError("List mode is incompatible with per-device settings")
-    elif asked.disconnect is not None:
-        if operands:
-            _wrong_number()
     elif len(operands) != 1:
         _wrong_number()
     else:

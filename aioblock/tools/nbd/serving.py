@@ -196,4 +196,4 @@ def _write_pid(path: str) -> None:
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
     except OSError as error:
-        raise ProgramError(f"Cannot create '{path}': {error_text(error)}") from error
+        raise ProgramError(f"Could not create '{path}': {error_text(error)}") from error
