@@ -3,11 +3,11 @@
 import asyncio
 import errno
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from aioblock.base.buffers import as_view
 from aioblock.base.errors import BlockError, NotSupported, message_of
@@ -18,23 +18,20 @@ from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
 from aioblock.blockio.read import read, read_now
 from aioblock.blockio.request import refresh_length, request_error
-from aioblock.blockio.status import WINDOW, block_status, block_status_above, is_zero, layers
+from aioblock.blockio.status import WINDOW, layers
 from aioblock.blockio.truncate import truncate
 from aioblock.blockio.write import require_compressed, write
 from aioblock.blockio.zeroes import write_zeroes
 from aioblock.core.eager import run_to_end, settled_or_cancelled
 from aioblock.core.images import DriverInfo, Prealloc
-from aioblock.core.io import Buffer, ChainStatus, Status
+from aioblock.core.io import Buffer
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
 from aioblock.graph.bitmap_verbs import BitmapVerbs
 from aioblock.graph.drain import drained, subtree
-from aioblock.graph.extent import Extent, merged
 from aioblock.graph.opening import close_edge
 from aioblock.graph.reopen import reopen
-
-if TYPE_CHECKING:
-    from aioblock.blockio.extents import ChainExtents
+from aioblock.graph.status_verbs import StatusVerbs
 
 __all__ = ["BlockBackend"]
 
@@ -42,7 +39,7 @@ YIELD_AFTER = 64
 """How many requests in a row may complete without suspending before the loop gets a turn: 0.3 ms of cached reads."""
 
 
-class BlockBackend(BitmapVerbs):
+class BlockBackend(StatusVerbs, BitmapVerbs):
     """An open image: every verb a coroutine, each may be cancelled, many at a time.
 
     A cancelled read or status leaves nothing behind. A cancelled write, zeroes, discard, truncate or flush is as if it
@@ -367,113 +364,6 @@ class BlockBackend(BitmapVerbs):
     async def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         """Set the length in bytes; what is grown reads as zeroes. Raises: OSError, NotSupported."""
         await self._change(truncate, length, exact=exact, prealloc=prealloc)
-
-    # -- ask ---------------------------------------------------------------------------------------------------------
-
-    async def block_status(self, offset: int, nbytes: int, want_zero: bool = True) -> Status:
-        """What is in the run at `offset`, in the top layer alone. Raises: OSError."""
-        await self._enter()
-        try:
-            self.statistics.status += 1
-            found = await block_status(self.node, offset, nbytes, want_zero)
-        finally:
-            self._leave()
-        await self._give_way()
-        return found
-
-    async def block_status_above(
-        self,
-        base: BlockNode | None,
-        offset: int,
-        nbytes: int,
-        *,
-        include_base: bool = False,
-        want_zero: bool = True,
-    ) -> ChainStatus:
-        """What is in the run at `offset`, and which layer from the top down to `base` decides it. Raises: OSError."""
-        await self._enter()
-        try:
-            self.statistics.status += 1
-            found = await block_status_above(
-                self.node,
-                base,
-                offset,
-                nbytes,
-                include_base=include_base,
-                want_zero=want_zero,
-                window=self._window,
-                statistics=self.statistics,
-            )
-        finally:
-            self._leave()
-        await self._give_way()
-        return found
-
-    async def is_zero(self, offset: int, nbytes: int) -> bool:
-        """Whether a range is known to read as zeroes through the whole chain. Raises: OSError."""
-        await self._enter()
-        try:
-            zero = await is_zero(self.node, offset, nbytes, statistics=self.statistics)
-        finally:
-            self._leave()
-        await self._give_way()
-        return zero
-
-    async def extent_batches(
-        self,
-        offset: int = 0,
-        nbytes: int | None = None,
-        *,
-        top: BlockNode | None = None,
-        base: BlockNode | None = None,
-        include_base: bool = False,
-        want_zero: bool = True,
-    ) -> "AsyncGenerator[ChainExtents, None]":
-        """What is in a whole range of the chain, as batches of NumPy arrays.
-
-        `top`: the layer to begin with, one of `layers()` (None: the first); depths count from it, and the range ends
-        where it ends. With `base` being the layer below it, that one layer is asked by itself.
-        Raises: OSError.
-        """
-        from aioblock.blockio.extents import chain_extents  # brings numpy, which most programs never need
-
-        batches = chain_extents(
-            self.node if top is None else top,
-            offset,
-            nbytes,
-            base=base,
-            include_base=include_base,
-            want_zero=want_zero,
-            window=self._window,
-            statistics=self.statistics,
-        )
-        async with aclosing(batches):
-            while True:
-                await self._enter()
-                try:
-                    batch = await anext(batches, None)
-                finally:
-                    self._leave()
-                if batch is None:
-                    return
-                yield batch
-
-    async def extents(
-        self,
-        offset: int = 0,
-        nbytes: int | None = None,
-        *,
-        top: BlockNode | None = None,
-        base: BlockNode | None = None,
-        want_zero: bool = True,
-    ) -> AsyncGenerator[Extent, None]:
-        """What is in a whole range of the chain, run by run, neighbours that say the same merged. Raises: OSError.
-
-        `top`, `base`: as in `extent_batches`.
-        """
-        async with aclosing(self.extent_batches(offset, nbytes, top=top, base=base, want_zero=want_zero)) as batches:
-            async for extent in merged(batches):
-                yield extent
 
     # -- the image as a whole ----------------------------------------------------------------------------------------
 

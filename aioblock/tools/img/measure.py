@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..program import ProgramError, error_text, objects, print_error, run
 from .asked import Asked, long_options
 from .command import opened, parse_size_argument
-from .create import typed
 from .qjson import to_json
 from .snapshot_source import opened_at, parse_snapshot
 
@@ -82,7 +81,7 @@ async def _measured(asked: _Asked, source: "BlockBackend | None") -> "Measuremen
     if format not in aioblock.driver_names():
         raise ProgramError(f"Unknown file format '{format}'")
     try:
-        values = typed(aioblock.create_options(format, "x"), asked.given.values())
+        values = aioblock.typed_options(aioblock.create_options(format, "x"), asked.given.values())
     except aioblock.OptionError as error:
         print_error(error_text(error))
         raise ProgramError(f"Invalid options for file format '{format}'") from error

@@ -226,7 +226,7 @@ def _take(asked: CommandLine, option: str, value: str, given: set[str]) -> None:
         case "selinux-label":
             raise ProgramError("SELinux labels are not supported")
         case "T":
-            from ..io.tracing import check_trace
+            from ..tracing import check_trace
 
             check_trace(value)
         case _:
