@@ -39,7 +39,10 @@ def wall_seconds(*command: str) -> float:
 
 
 class Used(NamedTuple):
-    """What a process took: wall time and processor time in seconds, the most memory that it held in MiB."""
+    """What a process took: wall time and processor time in seconds, the most memory that it held in MiB.
+
+    The last is no less than what this process held when it started the other one.
+    """
 
     wall: float
     processor: float
