@@ -90,7 +90,6 @@ if TYPE_CHECKING:
     from aioblock.api.converting import convert, target_options
     from aioblock.api.creating import create, create_options, measure
     from aioblock.api.info import BitmapInfo, ImageInfo, info, info_chain
-    from aioblock.api.nbd_exports import ListedExport, nbd_exports
     from aioblock.api.new_files import removed_on_failure
     from aioblock.api.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshots
     from aioblock.core.authorization import Authorization, AuthzList, AuthzSimple
@@ -126,7 +125,6 @@ _ELSEWHERE = {
     "api.converting": ("convert", "target_options"),
     "api.creating": ("create", "create_options", "measure"),
     "api.info": ("BitmapInfo", "ImageInfo", "info", "info_chain"),
-    "api.nbd_exports": ("ListedExport", "nbd_exports"),
     "api.new_files": ("removed_on_failure",),
     "api.snapshots": ("snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"),
     "core.authorization": ("Authorization", "AuthzList", "AuthzSimple"),
@@ -201,7 +199,6 @@ __all__ = [
     "InnerName",
     "InvalidImage",
     "JobError",
-    "ListedExport",
     "LocalProtocolError",
     "Measurement",
     "NamedObject",
@@ -261,7 +258,6 @@ __all__ = [
     "make_object",
     "measure",
     "message_of",
-    "nbd_exports",
     "nest",
     "open",
     "parse_keyval",

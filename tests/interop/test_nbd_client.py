@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import aioblock
-from aioblock.base.errors import NbdError, OptionError
+from aioblock.base.errors import NbdError
 from aioblock.base.flags import DATA, ZERO
 from tests.kit import oracle
 from tests.kit.certificates import Authority
@@ -175,20 +175,6 @@ async def test_errors_of_nbdkit(tmp_path: Path) -> None:
             )
         assert [getattr(result, "errno", None) for result in results[:8]] == [errno.ENOSPC] * 8
         assert results[8:] == [bytes(4096)] * 8
-
-
-async def test_exports_are_listed(tmp_path: Path, image: Path) -> None:
-    with qemu_nbd(tmp_path, "-f", "raw", "-x", "disk", "-D", "a disk", image) as path:
-        (export,) = await aioblock.nbd_exports(f"nbd:unix:{path}")
-        (told,) = json.loads(oracle.run("nbdinfo", "--list", "--json", f"nbd+unix://?socket={path}").stdout)["exports"]
-        info = export.info
-        assert (info.name, info.size, info.description) == ("disk", 8 * MIB, "a disk")
-        assert (info.min_block, info.preferred_block, info.max_block) == tuple(
-            told[f"block_size_{kind}"] for kind in ("minimum", "preferred", "maximum")
-        )
-        assert export.contexts == told["contexts"]
-    with pytest.raises(OptionError, match="no option 'connections'"):
-        await aioblock.nbd_exports({"path": path, "connections": 2})
 
 
 async def test_an_export_of_another_name(tmp_path: Path, image: Path) -> None:

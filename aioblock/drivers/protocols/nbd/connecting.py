@@ -32,8 +32,6 @@ class Endpoint:
     tls: "ssl.SSLContext | None" = None
     tls_hostname: str | None = None
     """The name that the server's certificate must be for; None: that of the address, where it has one."""
-    list_exports: bool = False
-    """Ask for the list of exports, and open none."""
 
 
 async def connect(endpoint: Endpoint) -> Connection:
@@ -68,14 +66,7 @@ async def _connect(endpoint: Endpoint) -> Connection:
     address = endpoint.address
 
     def protocol() -> Connection:
-        return Connection(
-            ClientHandshake(
-                endpoint.export,
-                tls=endpoint.tls is not None,
-                contexts=endpoint.contexts,
-                list_exports=endpoint.list_exports,
-            )
-        )
+        return Connection(ClientHandshake(endpoint.export, tls=endpoint.tls is not None, contexts=endpoint.contexts))
 
     try:
         if address.kind == "unix":
@@ -123,6 +114,7 @@ async def _shake(connection: Connection, endpoint: Endpoint) -> None:
         hostname = endpoint.tls_hostname
         if hostname is None and endpoint.address.kind == "inet":
             hostname = endpoint.address.host
+        connection.begin_tls()
         try:
             transport = await asyncio.get_running_loop().start_tls(
                 connection.transport,
@@ -134,5 +126,6 @@ async def _shake(connection: Connection, endpoint: Endpoint) -> None:
             )
         except OSError as error:  # ssl.SSLError is one
             raise with_context(error, "TLS handshake failed: ") from None
-        assert transport is not None
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "TLS handshake failed: the server has gone")
         connection.tls_started(transport)

@@ -52,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         self._lost: Disconnected | None = None
         self._error: NbdError | None = None
         self._paused: asyncio.Future[None] | None = None
+        self._in_tls = False
 
     def __repr__(self) -> str:
         state = "lost" if self._lost else "open" if self._receiver else "shaking hands"
@@ -82,8 +83,13 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._transport
 
+    def begin_tls(self) -> None:
+        """From now on until `tls_started` nobody tells this protocol of the end of the connection."""
+        self._in_tls = True
+
     def tls_started(self, transport: asyncio.Transport) -> None:
         """TLS is there, on a new transport. Raises: NbdError."""
+        self._in_tls = False
         self._adopt(transport)
         self._shaken(self.handshake.tls_started())
 
@@ -167,6 +173,8 @@ class Connection(asyncio.BufferedProtocol):
         self._lose(Disconnected(reason, replayable=True))
         if self._transport is not None:
             self._transport.abort()
+        if self._in_tls:
+            self._loop.call_soon(self.connection_lost, None)
 
     def _fail(self, error: NbdError) -> None:
         """The server does what no server may."""
