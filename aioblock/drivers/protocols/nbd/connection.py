@@ -151,13 +151,13 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    async def close(self) -> None:
-        """Say goodbye, and close. Cancelled: it is cut off."""
+    async def close(self, why: str = "closed") -> None:
+        """Say goodbye, and close. What is in flight may be replayed. Cancelled: it is cut off."""
         if self._transport is None:
             return
         if self._receiver is not None and self._lost is None:
             self._transport.write(pack_request(self.handshake.mode, CMD_DISC, 0, 0, 0, 0))
-        self._lose(Disconnected("closed", replayable=False))
+        self._lose(Disconnected(why, replayable=True))
         self._transport.close()
         try:
             async with asyncio.timeout(_GOODBYE_SECONDS):

@@ -47,6 +47,8 @@ class Links:
         self._reconnect_delay = reconnect_delay
         self._open = [first]
         self._connecting: asyncio.Task[None] | None = None
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends when a connection has come, or nobody tries any more."""
         self._since = 0.0
         """When the last connection was lost."""
         self._written = self._flushed = 0
@@ -109,6 +111,11 @@ class Links:
                 if not why.replayable or not self._may_replay(command, attempt):
                     break
                 continue
+            except OSError as error:
+                if error.errno == errno.ESHUTDOWN:  # the protocol wants its client to leave then
+                    self._forget(connection)
+                    await connection.close("the server is shutting down")
+                raise
             if command in _CHANGING:
                 self._written += 1
             return reply
@@ -156,10 +163,12 @@ class Links:
         if self._reconnect_delay:
             self._begin()
 
-    def _begin(self) -> asyncio.Task[None]:
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._news.done():
+            self._news = loop.create_future()
         if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.get_running_loop().create_task(self._keep_connecting())
-        return self._connecting
+            self._connecting = loop.create_task(self._keep_connecting())
 
     async def _await_connection(self) -> None:
         """Wait until there is a connection. Raises: OSError where there is none in time."""
@@ -168,22 +177,30 @@ class Links:
         left = self._since + self._reconnect_delay - time.monotonic()
         if self._closed or (self._reconnect_delay and left <= 0):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        task = self._begin()
-        await asyncio.wait((task,), timeout=left if self._reconnect_delay else None)
+        self._begin()
+        await asyncio.wait((self._news,), timeout=left if self._reconnect_delay else None)
         if not self._open:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async def _keep_connecting(self) -> None:
         """Connect until all connections are there; without a delay, once."""
         pause = _PAUSE
-        while len(self._open) < self.wanted:
-            try:
-                self._open.append(await self._connect())
-            except (OSError, NbdError):
-                if not self._reconnect_delay:
-                    return
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        try:
+            while len(self._open) < self.wanted:
+                try:
+                    self._open.append(await self._connect())
+                    self._tell()
+                except (OSError, NbdError):
+                    if not self._reconnect_delay:
+                        return
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._news.done():
+            self._news.set_result(None)
 
     async def _connect(self) -> Connection:
         """One more connection, to the very same export. Raises: OSError, NbdError."""

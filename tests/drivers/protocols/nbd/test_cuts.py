@@ -11,7 +11,8 @@ import pytest
 from aioblock.base.errors import NbdError, NotSupported
 from aioblock.drivers.protocols.memory import MemoryDisk
 from aioblock.drivers.protocols.nbd import NbdDriver
-from aioblock.nbd.constants import CMD_FLUSH, CMD_WRITE, Mode
+from aioblock.nbd.constants import CMD_FLUSH, CMD_READ, CMD_WRITE, Mode
+from aioblock.nbd.packing import ReplyPacker
 from tests.kit.fake_context import open_driver, read_from
 from tests.kit.nbd_server import FakeServer, Session
 
@@ -260,4 +261,57 @@ async def test_another_export_is_not_taken_for_the_same(tmp_path: Path) -> None:
             await read_from(driver, 0, NBYTES)
         server.exports[""].size = SIZE
         assert await read_from(driver, 0, NBYTES) == OLD
+        await driver.close()
+
+
+async def test_a_server_that_shuts_down_is_left(tmp_path: Path) -> None:
+    left = asyncio.Event()
+
+    def script(session: Session, request: Any) -> Any:
+        if server.opened == 1:
+            return ReplyPacker(Mode.EXTENDED).error(request, 108, "good night")
+        return None
+
+    async def watched(session: Session) -> None:
+        try:
+            await Session.run(session)
+        finally:
+            left.set()
+
+    def watch(session: Session) -> None:
+        session.run = lambda: watched(session)  # type: ignore[method-assign]
+
+    path = str(tmp_path / "socket")
+    server = FakeServer(MemoryDisk(SIZE, OLD), script=script, session=watch)
+    async with server.serving(path):
+        driver = await open_driver(NbdDriver, {"path": path})
+        with pytest.raises(OSError) as caught:
+            await read_from(driver, 0, NBYTES)
+        assert caught.value.errno == errno.ESHUTDOWN
+        await left.wait()
+        assert server.requests[-1].command == CMD_READ and driver.links.in_flight == 0
+        assert await read_from(driver, 0, NBYTES) == OLD
+        await driver.close()
+
+
+async def test_the_first_connection_that_comes_is_used(tmp_path: Path) -> None:
+    """Of several that are wanted; the others are never let in."""
+    path = str(tmp_path / "socket")
+    gate = asyncio.Event()
+
+    async def held(session: Session) -> None:
+        if server.opened >= 3:
+            await gate.wait()
+        await Session.run(session)
+
+    def hold(session: Session) -> None:
+        session.run = lambda: held(session)  # type: ignore[method-assign]
+
+    server = FakeServer(MemoryDisk(SIZE, OLD), session=hold)
+    async with server.serving(path):
+        driver = await open_driver(NbdDriver, {"path": path, "connections": 2, "reconnect-delay": 30})
+        server.cut()
+        assert await _gone(server)
+        assert await read_from(driver, 0, NBYTES) == OLD
+        assert server.opened == 3
         await driver.close()
