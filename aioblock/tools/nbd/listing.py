@@ -26,7 +26,8 @@ _FLAGS = {
 }
 """By the number of the bit."""
 _NO_MAXIMUM = 0xFFFFFFFF
-_PORT = 10809
+_PORT = "10809"
+_ANY = "0.0.0.0"
 
 
 def list_exports(asked: CommandLine) -> int:
@@ -37,15 +38,17 @@ def list_exports(asked: CommandLine) -> int:
 async def _list(asked: CommandLine) -> int:
     import aioblock
 
-    tls = None
-    server: str | tuple[str, int | str] = asked.socket or (asked.bind or "0.0.0.0", asked.port or _PORT)
+    server = {"path": asked.socket} if asked.socket else {"host": asked.bind or _ANY, "port": asked.port or _PORT}
     try:
         if asked.tls_creds is not None:
             try:
-                tls = aioblock.find_tls_credentials(objects, asked.tls_creds, "client")
+                aioblock.find_tls_credentials(objects, asked.tls_creds, "client")
             except aioblock.BlockError as error:
                 raise ProgramError(f"Failed to get TLS creds: {error_text(error)}") from error
-        found = await aioblock.list_exports(server, tls=tls, tls_hostname=asked.tls_hostname)
+            server["tls-creds"] = asked.tls_creds
+        if asked.tls_hostname is not None:
+            server["tls-hostname"] = asked.tls_hostname
+        found = await aioblock.nbd_exports(server, objects=objects)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
     print(f"exports available: {len(found)}")

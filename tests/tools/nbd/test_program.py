@@ -197,10 +197,12 @@ def test_a_socket_from_outside(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(f"{folder}/s")
         sock.listen()
-        shell = 'exec 3<&$0; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        like_systemd = (
+            f"import os, sys; os.dup2({sock.fileno()}, 3); os.set_inheritable(3, True);"
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); os.execv(sys.argv[1], sys.argv[1:])"
+        )
         process = subprocess.Popen(
-            ["sh", "-c", shell.replace("$0", str(sock.fileno())), "sh", *PROGRAM, "-f", "raw", "x.raw"],
-            pass_fds=[sock.fileno()],
+            [sys.executable, "-c", like_systemd, *PROGRAM, "-f", "raw", "x.raw"], pass_fds=[sock.fileno()]
         )
     assert oracle.run("nbdinfo", "--size", f"nbd+unix:///?socket={folder}/s").stdout == "1048576\n"
     assert process.wait(30) == 0
