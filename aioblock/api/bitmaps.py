@@ -138,7 +138,8 @@ async def _copy(bitmap: DirtyBitmap, source: BlockBackend, target: BlockBackend)
     try:
         await target.bitmap_add(name, bitmap.granularity, disabled=True)
     except (OSError, BlockError) as error:
-        raise with_context(error, f"Failed to create bitmap {name}: ")  # noqa: B904 - it is the same error
+        with_context(error, f"Failed to create bitmap {name}: ")
+        raise
     try:
         await target.bitmap_merge(name, name, source)
         if bitmap.enabled:
