@@ -33,7 +33,8 @@ def _bench_failed(argv: Sequence[str], results: Results, line: str) -> bool:
 
 
 def _repairs_more(argv: Sequence[str], results: Results, line: str) -> bool:
-    return argv[0] == "check" and "-r" in argv and "Check failed" in results[1].err
+    unsound = "Check failed" in results[1].err or results[1].status == 2
+    return argv[0] == "check" and "-r" in argv and unsound
 
 
 def _amend_whole(argv: Sequence[str], results: Results, line: str) -> bool:
@@ -42,7 +43,7 @@ def _amend_whole(argv: Sequence[str], results: Results, line: str) -> bool:
 
 
 def _copies_less(argv: Sequence[str], results: Results, line: str) -> bool:
-    return argv[0] in ("commit", "rebase") and ": map: other" in line
+    return argv[0] in ("commit", "rebase", "convert") and ": map: other" in line
 
 
 def _stale_data(argv: Sequence[str], results: Results, line: str) -> bool:
@@ -86,7 +87,12 @@ def _data_file_size(argv: Sequence[str], results: Results, line: str) -> bool:
     return argv[0] == "resize" and line.startswith("ext.qcow2.data: info: ")
 
 
+def _keeps_compression(argv: Sequence[str], results: Results, line: str) -> bool:
+    return argv[0] == "amend" and "Cannot downgrade an image with" in results[0].err
+
+
 DELIBERATE = (
+    Deliberate("zstd in version 2", "version 2 does not know it, and would misread the clusters", _keeps_compression),
     Deliberate("dd onto its input", "QEMU empties it first, and copies nothing", _onto_itself),
     Deliberate("objects of bench", "encrypted images can be measured too", _object_of_bench),
     Deliberate("data file's size", "it is the disk's, not rounded up to a cluster", _data_file_size),
@@ -95,9 +101,11 @@ DELIBERATE = (
     Deliberate(
         "bench that failed", "the image is closed properly; what was written by then is by chance", _bench_failed
     ),
-    Deliberate("repairs more", "QEMU gives up where a table is damaged", _repairs_more),
+    Deliberate(
+        "repairs more", "what is left of a damaged table is judged otherwise, and QEMU gives up sooner", _repairs_more
+    ),
     Deliberate("amend as a whole", "what is asked for is refused before any of it is done", _amend_whole),
-    Deliberate("copies less", "what is copied is what differs, not whole clusters of either layer", _copies_less),
+    Deliberate("copies less", "what is copied is what differs; where zeroes are found depends on how it is cut", _copies_less),
     Deliberate("stale data", "QEMU shows what its file held before in clusters that it preallocates", _stale_data),
     Deliberate(
         "preallocates clusters", "a cluster that has a part of the disk already stays as it is", _reserves_clusters

@@ -101,7 +101,7 @@ class _Asked(Asked):
         if self.skip_create and self.given:
             raise ProgramError("-o has no effect when skipping image creation")
         if self.offload:
-            for asked, name in ((self.sparse is not None, "-S is used"), (self.compressed, "-c is used")):
+            for asked, name in ((self.compressed, "-c is used"), (self.sparse is not None, "-S is used")):
                 if asked:
                     raise ProgramError(f"Cannot enable copy offloading when {name}")
             if self.salvage:
@@ -179,8 +179,14 @@ def _check_given(asked: _Asked, target: "BlockBackend", nbytes: int) -> None:
             target_options(target.node.driver.name, asked.target, {}, sources=1, compressed=True)
         except NotSupported as error:
             raise ProgramError(error_text(error)) from error
+    _check_bitmaps(asked, target)
     if target.length < nbytes:
         raise ProgramError("output file is smaller than input file")
+
+
+def _check_bitmaps(asked: _Asked, target: "BlockBackend") -> None:
+    if asked.bitmaps and not target.stores_bitmaps:
+        raise ProgramError(f"Format driver '{target.node.driver.name}' does not support bitmaps")
 
 
 def _reading(asked: _Asked) -> dict[str, Any]:
@@ -275,8 +281,7 @@ async def _copy(
         if not asked.quiet:
             print_error(f"warning: error while reading offset {offset}: {error_text(error)}")
 
-    if asked.bitmaps and not target.stores_bitmaps:
-        raise ProgramError(f"Format driver '{target.node.driver.name}' does not support bitmaps")
+    _check_bitmaps(asked, target)
     try:
         await aioblock.convert(
             sources,

@@ -118,12 +118,12 @@ def _check(image: "Image", options: Mapping[str, Any]) -> _Wish:
                 option="refcount_bits",
             )
         raise OptionError("compat=0.10 requires refcount_bits=16", option="compat")
+    _check_backing(header, options)
     if lazy and version < 3:
         raise OptionError(
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
             option="lazy_refcounts",
         )
-    _check_backing(header, options)
     size = options.get("size") or image.size
     if size % 512:
         raise OptionError("The new size must be a multiple of 512", option="size")
