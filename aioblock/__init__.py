@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from aioblock.core.authorization import Authorization, AuthzList, AuthzSimple
     from aioblock.core.secrets import Secret
     from aioblock.core.tls import TlsCredentials, TlsPsk, TlsX509, find_tls_credentials
+    from aioblock.drivers.protocols.nbd.listing import list_exports
     from aioblock.exports.nbd.export import NbdExport
     from aioblock.exports.nbd.limits import NbdLimits
     from aioblock.exports.nbd.listening import activated_sockets
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from aioblock.jobs.compare import Difference
     from aioblock.jobs.differences import DifferentRange
     from aioblock.jobs.errors import PositionedError
+    from aioblock.nbd.client_handshake import ListedExport
 
 __version__ = "0.1.0"
 
@@ -131,6 +133,7 @@ _ELSEWHERE = {
     "core.secrets": ("Secret",),
     "graph.creating": ("typed_options",),
     "core.tls": ("TlsCredentials", "TlsPsk", "TlsX509", "find_tls_credentials"),
+    "drivers.protocols.nbd.listing": ("list_exports",),
     "exports.nbd.export": ("NbdExport",),
     "exports.nbd.limits": ("NbdLimits",),
     "exports.nbd.listening": ("activated_sockets",),
@@ -140,6 +143,7 @@ _ELSEWHERE = {
     "jobs.compare": ("Difference",),
     "jobs.differences": ("DifferentRange",),
     "jobs.errors": ("PositionedError",),
+    "nbd.client_handshake": ("ListedExport",),
 }
 """Where the names are that are loaded when they are used: most programs need few of them, and shall start fast."""
 
@@ -157,6 +161,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "ListedExport",
+    "list_exports",
     "ALLOCATED",
     "COMPRESSED",
     "DATA",

@@ -105,7 +105,9 @@ DELIBERATE = (
         "repairs more", "what is left of a damaged table is judged otherwise, and QEMU gives up sooner", _repairs_more
     ),
     Deliberate("amend as a whole", "what is asked for is refused before any of it is done", _amend_whole),
-    Deliberate("copies less", "what is copied is what differs; where zeroes are found depends on how it is cut", _copies_less),
+    Deliberate(
+        "copies less", "what is copied is what differs; where zeroes are found depends on how it is cut", _copies_less
+    ),
     Deliberate("stale data", "QEMU shows what its file held before in clusters that it preallocates", _stale_data),
     Deliberate(
         "preallocates clusters", "a cluster that has a part of the disk already stays as it is", _reserves_clusters

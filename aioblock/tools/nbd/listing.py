@@ -26,8 +26,7 @@ _FLAGS = {
 }
 """By the number of the bit."""
 _NO_MAXIMUM = 0xFFFFFFFF
-_PORT = "10809"
-_ANY = "0.0.0.0"
+_PORT = 10809
 
 
 def list_exports(asked: CommandLine) -> int:
@@ -38,17 +37,15 @@ def list_exports(asked: CommandLine) -> int:
 async def _list(asked: CommandLine) -> int:
     import aioblock
 
-    server = {"path": asked.socket} if asked.socket else {"host": asked.bind or _ANY, "port": asked.port or _PORT}
+    tls = None
+    server: str | tuple[str, int | str] = asked.socket or (asked.bind or "0.0.0.0", asked.port or _PORT)
     try:
         if asked.tls_creds is not None:
             try:
-                aioblock.find_tls_credentials(objects, asked.tls_creds, "client")
+                tls = aioblock.find_tls_credentials(objects, asked.tls_creds, "client")
             except aioblock.BlockError as error:
                 raise ProgramError(f"Failed to get TLS creds: {error_text(error)}") from error
-            server["tls-creds"] = asked.tls_creds
-        if asked.tls_hostname is not None:
-            server["tls-hostname"] = asked.tls_hostname
-        found = await aioblock.nbd_exports(server, objects=objects)
+        found = await aioblock.list_exports(server, tls=tls, tls_hostname=asked.tls_hostname)
     except (OSError, aioblock.BlockError) as error:
         raise ProgramError(error_text(error)) from error
     print(f"exports available: {len(found)}")
