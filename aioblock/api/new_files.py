@@ -45,11 +45,7 @@ async def removed_on_failure(*names: str | os.PathLike[str]) -> AsyncIterator[No
         yield
     except BaseException as error:
         for name in await to_end(_in_thread(lambda: _give_back(places))):
-            error.add_note(_incomplete(name))
-        # What was made here was there before for who used this inside; now it is gone.
-        gone = {_incomplete(place.name) for place in places if place.made is not None}
-        notes: list[str] = getattr(error, "__notes__", [])
-        notes[:] = [note for note in notes if note not in gone]
+            error.add_note(f"'{name}' was there before, and is incomplete now")
         raise
     finally:
         _unfinished.difference_update(place.made for place in places if place.made is not None)
@@ -90,10 +86,6 @@ async def check_not_read(names: Iterable[str], nodes: Iterable[BlockNode]) -> No
                 raise OptionError(f"'{name}' cannot be made from what it holds itself: it is read as '{read[found]}'")
 
     await _in_thread(look)
-
-
-def _incomplete(name: str) -> str:
-    return f"'{name}' was there before, and is incomplete now"
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -342,3 +342,16 @@ async def test_cancelled_at_every_await_over_a_file(tmp_path):
         number += 1
     assert said == {False, True}
     assert await content(target, "raw") == model.data
+
+
+async def test_nobody_may_write_meanwhile(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(4096))
+    async with await aioblock.open(path, format="raw", share_write=False):
+        with pytest.raises(BlockingIOError):
+            await aioblock.open(path, format="raw", writable=True)
+        async with await aioblock.open(path, format="raw", share_write=False):
+            pass
+    async with await aioblock.open(path, format="raw", writable=True):
+        with pytest.raises(BlockingIOError):
+            await aioblock.open(path, format="raw", share_write=False)

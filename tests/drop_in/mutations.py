@@ -14,7 +14,7 @@ _NAMES = (
     'json:{"driver":"file"}', 'json:{"driver":"nonsense","filename":"x"}', "json:[]", "json:{'driver':'raw'}",
     'json:{"driver":"raw","file":"disk.raw"}', "json:5", 'json:{"driver":"raw","file.filename":"disk.raw","x":"y"}',
     "nonsense:x", "driver=raw", "driver=qcow2,file.filename=disk.raw", "garbage", "short", "file:",
-    "driver=raw,file.filename=disk.raw,offset=512,size=1k", "driver=raw,file.driver=null-co", "/dev/null", "closed",
+    "driver=raw,file.filename=disk.raw,offset=512,size=1k", "driver=raw,file.driver=null-co", "closed",
 )  # fmt: skip
 _FORMATS = ("nonsense", "", "raw", "qcow2", "luks", "file", "null-co", "RAW")
 _OPTIONS = (

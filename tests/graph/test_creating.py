@@ -202,3 +202,11 @@ async def test_names_inside_the_backing_file_are_not_trusted(tmp_path):
     await aioblock.create(tmp_path / "d" / "x", "qcow2", options, trust=aioblock.TRUST_ALL)
     async with await aioblock.open(tmp_path / "d" / "x", trust=aioblock.TRUST_ALL) as disk:
         assert disk.length == 512
+
+
+async def test_wrong_options_leave_the_file_that_is_there(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"precious")
+    with pytest.raises(OptionError):
+        await aioblock.create(path, "qcow2", {"cluster_size": 100}, size=1 << 20)
+    assert path.read_bytes() == b"precious"

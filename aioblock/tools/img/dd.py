@@ -69,9 +69,7 @@ async def _copy(asked: _Asked) -> None:
         if asked.count is not None:
             end = min(end, asked.count * asked.block)
         begin = asked.skip * asked.block
-        if begin > end:
-            print_error(f"{asked.source}: cannot skip to specified offset")
-        begin = min(begin, end)
+        behind, begin = begin > end, min(begin, end)
         async with aioblock.removed_on_failure(asked.target):
             try:
                 await aioblock.create(
@@ -84,6 +82,8 @@ async def _copy(asked: _Asked) -> None:
             except (OSError, aioblock.BlockError) as error:
                 reason = creation_error(error, asked.target_format)
                 raise ProgramError(f"{asked.target}: error while creating output image: {reason}") from error
+            if behind:
+                print_error(f"{asked.source}: cannot skip to specified offset")
             async with opened(asked.target, format=asked.target_format, writable=True) as target:
                 try:
                     await aioblock.convert(
