@@ -111,7 +111,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The client does not take what is sent."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():  # one of TLS knows no size then
             self._unsent = self._transport.get_write_buffer_size()
         if self._session is not None:
             self._session.pause_writing()

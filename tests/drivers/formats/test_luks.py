@@ -14,6 +14,7 @@ from aioblock.base.errors import ImageError, InvalidImage, NotSupported, OptionE
 from aioblock.core.images import Prealloc, Role
 from aioblock.core.secrets import Secret
 from aioblock.drivers.formats.luks import LuksDriver
+from aioblock.drivers.protocols.null import NullDriver
 from aioblock.luks import kdf
 from aioblock.luks.sectors import CHUNK_BYTES, INLINE_BYTES
 from tests.kit import oracle
@@ -170,6 +171,7 @@ async def test_the_cap_can_be_set() -> None:
 
 async def test_information_needs_no_secret() -> None:
     file = MemoryIO(await luks_image())
+    file.node.driver = NullDriver(1 << 20)
     driver = await opened(file, {}, metadata_only=True, read_only=True)
     info = driver.info()
     assert info.encrypted
