@@ -162,13 +162,14 @@ def test_commit_leaves_the_disk_as_it_was(folder, line, signum):
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_rebase_leaves_the_disk_as_it_was(folder, signum):
-    content, before = _content(folder, "over.qcow2"), _state(folder / "over.qcow2")
-    argv = ["rebase", *_SLOW_WRITES, "--image-opts", "-b", "", _throttled("over.qcow2", "qcow2")]
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "under.qcow2", "-F", "qcow2", folder / "thin.qcow2")
+    content, before = _content(folder, "thin.qcow2"), _state(folder / "thin.qcow2")
+    argv = ["rebase", *_SLOW_WRITES, "--image-opts", "-b", "", _throttled("thin.qcow2", "qcow2")]
     process = _begin(folder, *argv)
-    _until(process, lambda: _state(folder / "over.qcow2") != before)
+    _until(process, lambda: _state(folder / "thin.qcow2") != before)
     assert _end(process, signum) == (128 + signum, "")
-    _sound(folder, "over.qcow2", "under.qcow2")
-    assert _content(folder, "over.qcow2") == content
+    _sound(folder, "thin.qcow2", "under.qcow2")
+    assert _content(folder, "thin.qcow2") == content
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
