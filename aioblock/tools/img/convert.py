@@ -19,7 +19,8 @@ __all__ = ["USAGE", "main"]
 
 USAGE = (
     "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] "
-    "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] "
+    "[--bitmaps [--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] "
+    "[-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] "
     "[-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] "
     "[--level compression_level] filename [filename2 [...]] output_filename"
 )
