@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 
-from aioblock.base.errors import InvalidImage, OptionError
+from aioblock.base.errors import InvalidImage, OptionError, UnsupportedFeature
 from aioblock.core.driver import BlockDriver
+from aioblock.core.foreign import foreign_format
 
 __all__ = [
     "PROBE_BYTES",
@@ -73,7 +74,8 @@ def find_protocol(prefix: str) -> type[BlockDriver] | None:
 def probe_format(head: bytes, filename: str) -> type[BlockDriver]:
     """The format whose driver is surest of these first bytes; `raw` where no other is.
 
-    Raises: InvalidImage where two formats are equally sure: a file made to be taken for one and then for the other.
+    Raises: InvalidImage where two formats are equally sure: a file made to be taken for one and then for the other;
+    UnsupportedFeature where it is of a format that there is no driver for, and would be taken for raw.
     """
     for name in [name for name, (kind, _) in _later.items() if kind == "format"]:
         _load(name)
@@ -87,5 +89,12 @@ def probe_format(head: bytes, filename: str) -> type[BlockDriver]:
     if best and len(scores) > 1 and scores[1][0] == best:
         raise InvalidImage(
             f"The format is ambiguous ('{name}' or '{scores[1][1]}'); say which one it is", filename=filename
+        )
+    if name == "raw" and (foreign := foreign_format(head)) is not None and foreign not in driver_names():
+        raise UnsupportedFeature(
+            f"This is an image of the format '{foreign}', which is not supported yet; "
+            "with the format 'raw' its bytes are read as they are",
+            features=(foreign,),
+            filename=filename,
         )
     return _drivers[name]

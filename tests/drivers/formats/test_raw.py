@@ -143,6 +143,7 @@ class Twin(Magic):
 @pytest.fixture(autouse=True)
 def drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_drivers", {})
+    monkeypatch.setattr(registry, "_later", {})
     registry.register(RawDriver, Magic, Twin)
 
 
