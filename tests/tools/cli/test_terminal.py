@@ -1,5 +1,6 @@
 """On a terminal: colour, a bar of progress, the width; elsewhere none of it. And what an interrupt leaves."""
 
+import codecs
 import fcntl
 import json
 import os
@@ -44,6 +45,7 @@ class Screen:
         )
         os.close(slave)
         self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read_until(self, wanted=None, seconds=40.0):
         """Read until `wanted`, a pattern, has been seen; None: to the end."""
@@ -58,7 +60,7 @@ class Screen:
             if not data:
                 assert wanted is None, f"{wanted} never came: {self.text!r}"
                 break
-            self.text += data.decode()
+            self.text += self._decoder.decode(data)
         return self.text
 
     def end(self):
