@@ -12,7 +12,7 @@ VERSION = "7.2"
 RELEASE = "bookworm"
 """The release of Debian that has this version; its packages are found where the machine finds its own."""
 
-FORMATS = ("qcow2", "raw", "luks")
+FORMATS = ("qcow2", "raw", "luks", "nbd")
 """The formats that have a list of tests to pass."""
 
 
