@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.kit.oracle import find
+from tests.kit.oracle import find, finished
 
 __all__ = ["Ours", "Result", "theirs"]
 
@@ -26,17 +26,8 @@ class Result(NamedTuple):
 
 def theirs(argv: Sequence[str], folder: Path, program: str = "qemu-img") -> Result:
     """Run QEMU's program in a folder."""
-    done = subprocess.run(
-        [program, *argv],
-        executable=find(program),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=SECONDS,
-        check=False,
-        env=os.environ | {"LC_ALL": "C"},
-    )
-    return Result(done.returncode, _text(done.stdout), _text(done.stderr))
+    done = finished([program, *argv], folder, program=find(program), newline="")
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 class Ours:

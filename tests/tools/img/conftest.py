@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from aioblock.tools.img import main
-from tests.kit.oracle import find, require
+from tests.kit.oracle import find, finished, require
 
 
 class Result(NamedTuple):
@@ -88,16 +87,7 @@ def _difference(theirs: Result, ours: Result) -> list[str]:
 
 def _run(program: str, args: "list[str] | tuple[str, ...]", folder: Path) -> Result:
     require(program)
-    done = subprocess.run(
-        [find(program) or program, *args],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=45,
-        check=False,
-        env=os.environ | {"LC_ALL": "C"},
-    )
+    done = finished([find(program) or program, *args], folder)
     return Result(done.returncode, done.stdout, done.stderr)
 
 
