@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from typing import Any
 
 from aioblock.base.errors import OptionError
 
@@ -66,17 +67,25 @@ def _open_unix(path: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that is left of another server; not a file of another kind."""
+    """Remove the socket of a server that is gone; neither that of one that is there, nor a file of another kind."""
     try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
     except FileNotFoundError:
-        pass
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # somebody may be there: binding the path says what is wrong
 
 
-def _listen(sock: socket.socket, where: object, words: str) -> None:
+def _listen(sock: socket.socket, where: Any, words: str) -> None:
     try:
-        sock.bind(where)  # type: ignore[arg-type]
+        sock.bind(where)
         sock.listen(_BACKLOG)
     except OSError as error:
         raise OSError(error.errno, f"{words}: {os.strerror(error.errno or 0) if error.errno else error}") from None

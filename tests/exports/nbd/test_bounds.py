@@ -265,6 +265,14 @@ async def test_a_file_is_no_stale_socket(path: str) -> None:
     assert Path(path).read_bytes() == b"precious"
 
 
+async def test_the_socket_of_a_live_server_is_left_alone(path: str) -> None:
+    async with opened(Script(4096)) as disk, await serve(disk, path):
+        with pytest.raises(OSError, match="Address already in use"):
+            await serve(disk, path)
+        async with connected(path) as client:
+            await client.open()
+
+
 async def test_a_stale_socket_is_replaced(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(path)
