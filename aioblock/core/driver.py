@@ -56,10 +56,12 @@ class BlockDriver(ABC):
     """Protocols: a write past the end makes the node longer."""
     variable_length: ClassVar[bool] = False
     """The length may change by itself (a device): `getlength` is asked again instead of remembered."""
-    supported_write_flags: ClassVar[int] = 0
-    """Which of REQ_FUA and REQ_COMPRESSED and REQ_UNCHANGED `pwritev` does itself; REQ_FUA is else a flush behind."""
-    supported_zero_flags: ClassVar[int] = 0
-    """Which of REQ_MAY_UNMAP, REQ_FUA and REQ_NO_FALLBACK `pwrite_zeroes` understands; others are cut off before."""
+    supported_write_flags: int = 0
+    """Which of REQ_FUA and REQ_COMPRESSED and REQ_UNCHANGED `pwritev` does itself; REQ_FUA is else a flush behind.
+    Of the class, or of an instance where it is only known when that is open."""
+    supported_zero_flags: int = 0
+    """Which of REQ_MAY_UNMAP, REQ_FUA and REQ_NO_FALLBACK `pwrite_zeroes` understands; others are cut off before.
+    Of the class or an instance, likewise."""
     name_prefix: ClassVar[str] = ""
     """Filters that have file names of their own: how those begin, "blkdebug:". See `parse_filename`."""
     flat_names: ClassVar[bool] = False

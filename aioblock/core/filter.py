@@ -27,8 +27,8 @@ class FilterDriver(BlockDriver):
     """Every verb is that of the child, whose awaitables are returned as they are. What is left to write is `open`."""
 
     kind: ClassVar[str] = "filter"
-    supported_write_flags: ClassVar[int] = REQ_FUA | REQ_UNCHANGED
-    supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP | REQ_FUA | REQ_NO_FALLBACK
+    supported_write_flags: int = REQ_FUA | REQ_UNCHANGED
+    supported_zero_flags: int = REQ_MAY_UNMAP | REQ_FUA | REQ_NO_FALLBACK
 
     def __init__(self, file: "BlockIO") -> None:
         self.file = file

@@ -173,18 +173,19 @@ class TlsPsk(TlsCredentials):
         self._keys = _read_keys(self._file("keys.psk"))
         if self.endpoint == "client" and self.user not in self._keys:
             raise OptionError(f"User '{self.user}' is not in {self.directory}/keys.psk", option="username")
-        context: Any = _new_context(self.endpoint)
-        if not hasattr(context, "set_psk_server_callback"):
+        context = _new_context(self.endpoint)
+        psk: Any = context  # its two methods came with Python 3.13
+        if not hasattr(psk, "set_psk_server_callback"):
             raise NotSupported("TLS with shared keys (tls-creds-psk) needs Python 3.13 or later")
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.set_ciphers(_PSK_CIPHERS)
         if self.endpoint == "server":
-            context.set_psk_server_callback(lambda user: self._keys.get(user or "", b""))
+            psk.set_psk_server_callback(lambda user: self._keys.get(user or "", b""))
         else:
-            context.set_psk_client_callback(lambda hint: (self.user, self._keys[self.user]))
-        return context  # type: ignore[no-any-return]
+            psk.set_psk_client_callback(lambda hint: (self.user, self._keys[self.user]))
+        return context
 
 
 def _read_keys(path: str) -> dict[str, bytes]:

@@ -76,8 +76,8 @@ class BlklogwritesDriver(FilterDriver):
     name: ClassVar[str] = "blklogwrites"
     naming_options: ClassVar[frozenset[str]] = frozenset({"log-append", "log-sector-size", "log-super-update-interval"})
     # FUA is the flush behind a write: that is recorded.
-    supported_write_flags: ClassVar[int] = REQ_UNCHANGED
-    supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP | REQ_NO_FALLBACK
+    supported_write_flags: int = REQ_UNCHANGED
+    supported_zero_flags: int = REQ_MAY_UNMAP | REQ_NO_FALLBACK
 
     def __init__(self, file: "BlockIO", log: _Log) -> None:
         super().__init__(file)

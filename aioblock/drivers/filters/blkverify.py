@@ -20,8 +20,8 @@ class BlkverifyDriver(FilterDriver):
 
     name: ClassVar[str] = "blkverify"
     name_prefix: ClassVar[str] = "blkverify:"
-    supported_write_flags: ClassVar[int] = 0
-    supported_zero_flags: ClassVar[int] = 0
+    supported_write_flags: int = 0
+    supported_zero_flags: int = 0
 
     def __init__(self, raw: "BlockIO", test: "BlockIO") -> None:
         super().__init__(raw)

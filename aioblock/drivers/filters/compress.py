@@ -20,7 +20,7 @@ class CompressDriver(FilterDriver):
     """Writes are compressed by the child, in its clusters: parts of one are read, filled in and written as a whole."""
 
     name: ClassVar[str] = "compress"
-    supported_write_flags: ClassVar[int] = REQ_FUA
+    supported_write_flags: int = REQ_FUA
 
     def __repr__(self) -> str:
         return "<CompressDriver>"

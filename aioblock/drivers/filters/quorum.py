@@ -54,8 +54,8 @@ class QuorumDriver(BlockDriver):
     naming_options: ClassVar[frozenset[str]] = frozenset(
         {"vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"}
     )
-    supported_write_flags: ClassVar[int] = REQ_FUA | REQ_UNCHANGED
-    supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP | REQ_FUA | REQ_NO_FALLBACK
+    supported_write_flags: int = REQ_FUA | REQ_UNCHANGED
+    supported_zero_flags: int = REQ_MAY_UNMAP | REQ_FUA | REQ_NO_FALLBACK
 
     def __init__(self, children: "Sequence[BlockIO]", rules: _Rules) -> None:
         self.children = children

@@ -114,7 +114,8 @@ async def _chain_runs(disk: BlockBackend, offset: int, nbytes: int, limit: int, 
 
 def _flags_of(batch: "ChainExtents", depth: bool) -> list[int]:
     if depth:
-        return batch.depth.tolist()  # type: ignore[no-any-return]
+        depths: list[int] = batch.depth.tolist()
+        return depths
     return [_STATE_OF[flags] for flags in batch.flags.tolist()]
 
 

@@ -133,8 +133,8 @@ class BlkdebugDriver(FilterDriver):
     name_prefix: ClassVar[str] = "blkdebug:"
     naming_options: ClassVar[frozenset[str]] = frozenset(_NAMING.split())
     # FUA is left to the flush behind the write: that is the one that flush rules are about.
-    supported_write_flags: ClassVar[int] = REQ_UNCHANGED
-    supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP | REQ_NO_FALLBACK
+    supported_write_flags: int = REQ_UNCHANGED
+    supported_zero_flags: int = REQ_MAY_UNMAP | REQ_NO_FALLBACK
 
     def __init__(self, image: "BlockIO", rules: Rules, limits: BlockLimits) -> None:
         super().__init__(image)

@@ -48,7 +48,7 @@ class Qcow2Driver(WholeImage):
     kind: ClassVar[str] = "format"
     supports_backing: ClassVar[bool] = True
     shrinks_alone: ClassVar[bool] = True
-    supported_zero_flags: ClassVar[int] = REQ_MAY_UNMAP
+    supported_zero_flags: int = REQ_MAY_UNMAP
     runtime_options: ClassVar[frozenset[str]] = RUNTIME_OPTIONS
     naming_options: ClassVar[frozenset[str]] = frozenset({"encrypt", "snapshot"})
     create_options: ClassVar[tuple[CreateOption, ...]] = CREATE_OPTIONS

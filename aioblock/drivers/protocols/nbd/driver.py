@@ -75,8 +75,8 @@ class NbdDriver(BlockDriver):
         info = links.info
         flags = info.flags
         self._flags = flags
-        self.supported_write_flags = REQ_FUA if flags & FLAG_SEND_FUA else 0  # type: ignore[misc]
-        self.supported_zero_flags = (  # type: ignore[misc]
+        self.supported_write_flags = REQ_FUA if flags & FLAG_SEND_FUA else 0
+        self.supported_zero_flags = (
             REQ_MAY_UNMAP
             | (REQ_FUA if flags & FLAG_SEND_FUA else 0)
             | (REQ_NO_FALLBACK if flags & FLAG_SEND_FAST_ZERO else 0)
