@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,24 +42,22 @@ def served(program: str, *words: str, folder: Path) -> Iterator[Served]:
         [program, "--fork", f"--pid-file={pid}", "--persistent", "--shared=8", f"--socket={socket}", *words], check=True
     )
     number = int(pid.read_text())
+    process = os.pidfd_open(number)
     try:
         yield Served(socket, number)
     finally:
-        os.kill(number, 15)
-        while Path(f"/proc/{number}/stat").exists():  # it closes the image, and is no child of ours
-            os.sched_yield()
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        select.select([process], [], [])  # it closes the image, and is no child of ours
+        os.close(process)
         socket.unlink(missing_ok=True)
 
 
 def fio(uri: str, kind: str, depth: int, *, block: int = 4096) -> tuple[float, float]:
     """Random or sequential requests for some seconds: requests a second, and the 99th percentile in ms."""
+    job = f"--name=job --ioengine=nbd --rw={kind} --bs={block} --iodepth={depth} --size=1g --norandommap --randseed=7"
+    how = f"--time_based --runtime={SECONDS} --output-format=json"
     said = subprocess.run(
-        ["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", f"--rw={kind}", f"--bs={block}", f"--iodepth={depth}"]
-        + ["--time_based", f"--runtime={SECONDS}", "--randseed=7", "--output-format=json", "--norandommap"]
-        + ["--gtod_reduce=0", "--size=1g"],
-        check=True,
-        capture_output=True,
-        text=True,
+        ["fio", *job.split(), f"--uri={uri}", *how.split()], check=True, capture_output=True, text=True
     ).stdout
     job = json.loads(said[said.index("{") :])["jobs"][0]
     side = job["write" if "write" in kind else "read"]

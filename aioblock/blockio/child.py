@@ -10,10 +10,10 @@ from aioblock.blockio.flush import flush
 from aioblock.blockio.read import read, read_now
 from aioblock.blockio.status import block_status, block_status_above, is_zero
 from aioblock.blockio.truncate import truncate
-from aioblock.blockio.write import write
+from aioblock.blockio.write import write, write_soon
 from aioblock.blockio.zeroes import write_zeroes
 from aioblock.core.images import Prealloc
-from aioblock.core.io import BlockIO, Buffer, ChainStatus, Status, StoredData
+from aioblock.core.io import BlockIO, Buffer, ChainStatus, Done, Status, StoredData
 from aioblock.core.node import BlockNode, Edge
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class Child(Edge):
 
     def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> Awaitable[None]:
         return write(self.node, offset, as_view(data), flags)
+
+    def pwrite_soon(self, offset: int, data: memoryview, done: Done) -> bool:
+        return write_soon(self.node, offset, data, done)
 
     def copy_range(
         self, offset: int, nbytes: int, target: BlockIO, target_offset: int, flags: int = 0

@@ -8,9 +8,41 @@ from aioblock.base.flags import REQ_COMPRESSED, REQ_FUA, REQ_MAY_UNMAP, REQ_SERI
 from aioblock.blockio.flush import flush
 from aioblock.blockio.request import aligned, check_writable, request_error
 from aioblock.core.dirty_bitmap import mark
+from aioblock.core.io import Done
 from aioblock.core.node import BlockNode
 
-__all__ = ["driver_write", "write", "write_within"]
+__all__ = ["driver_write", "write", "write_soon", "write_within"]
+
+
+def write_soon(node: BlockNode, offset: int, data: memoryview, done: Done) -> bool:
+    """Begin a plain aligned write that the driver takes at once, while nobody is serialising, or return False.
+
+    False: nothing was done, use `write`. True: the request is in flight until it has ended; then `done` is called.
+    """
+    nbytes = len(data)
+    requests = node.requests
+    if (
+        offset < 0
+        or not nbytes
+        or offset + nbytes > node.length
+        or requests.serialising
+        or (offset | nbytes) & node.align_mask
+        or (node.max_transfer and nbytes > node.max_transfer)
+        or node.read_only
+        or node.bitmaps
+        or node.detect_zeroes != "off"
+    ):
+        return False
+
+    def ended(error: Exception | None) -> None:
+        node.flush_state.written += 1  # also when it failed: some of it may have been written
+        requests.end(ticket)
+        done(error)
+
+    if not node.driver.pwritev_soon(offset, data, ended):
+        return False
+    ticket = requests.begin(offset, offset + nbytes)
+    return True
 
 
 async def write(node: BlockNode, offset: int, data: memoryview, flags: int = 0) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from aioblock.core.debugger import Debugger
     from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
-    from aioblock.core.io import BlockIO, Status, StoredData
+    from aioblock.core.io import BlockIO, Done, Status, StoredData
 
 __all__ = ["BlockDriver"]
 
@@ -131,6 +131,14 @@ class BlockDriver(ABC):
     def pwritev(self, offset: int, data: memoryview, flags: int) -> "Awaitable[None]":
         """Write all of `data` at `offset`. Only `supported_write_flags` come through. Without it: read-only."""
         raise NotSupported(f"Driver '{self.name}' cannot write")
+
+    def pwritev_soon(self, offset: int, data: memoryview, done: "Done") -> bool:
+        """Begin to write all of `data` here and now, or return False: then `pwritev` is asked. Without it: False.
+
+        The short way of a write that needs no metadata, without a coroutine: `done` is called with its error, or None,
+        when it has ended. Never before this returns.
+        """
+        return False
 
     def pwrite_zeroes(self, offset: int, nbytes: int, flags: int) -> "Awaitable[None]":
         """Make the range read as zeroes the short way. Without it, or NotSupported: a buffer of zeroes is written.

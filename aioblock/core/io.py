@@ -9,21 +9,41 @@ coroutines except the properties; every one may be cancelled. What a cancelled c
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from aioblock.base.errors import NotSupported
 from aioblock.core.images import Prealloc
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable
 
     from aioblock.core.driver import BlockDriver
     from aioblock.core.extents import ExtentBatch
     from aioblock.core.node import BlockNode
 
-__all__ = ["BlockIO", "Buffer", "ChainStatus", "Status", "StoredData"]
+__all__ = ["BlockIO", "Buffer", "ChainStatus", "Done", "Status", "StoredData", "wakes"]
 
 Buffer = bytes | bytearray | memoryview
+
+Done = Callable[[Exception | None], None]
+"""Told what became of a request: its error, or None."""
+
+
+def wakes(waiter: "asyncio.Future[None]") -> Done:
+    """What passes it on to a future, unless that was cancelled."""
+    return partial(_wake, waiter)
+
+
+def _wake(waiter: "asyncio.Future[None]", error: Exception | None) -> None:
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
 
 
 class Status(NamedTuple):
@@ -102,6 +122,10 @@ class BlockIO(ABC):
     @abstractmethod
     def pwrite(self, offset: int, data: Buffer, flags: int = 0) -> "Awaitable[None]":
         """Write `data` at `offset`; `data` must not change before the call is done. A protocol that can grow, grows."""
+
+    def pwrite_soon(self, offset: int, data: memoryview, done: Done) -> bool:
+        """Begin to write `data`, and have `done` called when that has ended, or return False: then use `pwrite`."""
+        return False
 
     def copy_range(
         self, offset: int, nbytes: int, target: "BlockIO", target_offset: int, flags: int = 0

@@ -20,11 +20,11 @@ from aioblock.blockio.read import read, read_now
 from aioblock.blockio.request import refresh_length, request_error
 from aioblock.blockio.status import WINDOW, layers
 from aioblock.blockio.truncate import truncate
-from aioblock.blockio.write import require_compressed, write
+from aioblock.blockio.write import require_compressed, write, write_soon
 from aioblock.blockio.zeroes import write_zeroes
 from aioblock.core.eager import run_to_end, settled_or_cancelled
 from aioblock.core.images import DriverInfo, Prealloc
-from aioblock.core.io import Buffer
+from aioblock.core.io import Buffer, Done, wakes
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
 from aioblock.graph.bitmap_verbs import BitmapVerbs
@@ -279,12 +279,58 @@ class BlockBackend(StatusVerbs, BitmapVerbs):
         """
         view = as_view(data)
         nbytes = len(view)
+        if not flags:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            if self.pwrite_soon(offset, view, wakes(waiter)):
+                await waiter
+                await self._give_way()
+                return
         await self._check_early(offset, nbytes)
         if flags & REQ_COMPRESSED:
             require_compressed(self.node, offset, nbytes)
-        await self._change(write, offset, view, self._with_fua(flags))
-        self.statistics.writes += 1
-        self.statistics.bytes_written += nbytes
+        await self._enter()
+        await run_to_end(self._writing(offset, view, flags), self._tasks)
+        await self._give_way()
+
+    def pwrite_soon(self, offset: int, data: memoryview, done: Done) -> bool:
+        """Begin to write `data` (flat, of bytes), or return False: then use `pwrite`.
+
+        The short way for who has many writes under way, and awaits none of them: over data that is there, in small
+        pieces, with nothing to wait for. When it has ended, `done` is called with its error, or None.
+        """
+        if (
+            self._thread != get_ident()
+            or self._stopped
+            or self._queue
+            or self._closed
+            or self.in_flight >= self._max
+            or not self.node.cache.writeback
+            or not write_soon(self.node, offset, data, partial(self._written, len(data), done))
+        ):
+            return False
+        self.in_flight += 1
+        return True
+
+    def _written(self, nbytes: int, done: Done, error: Exception | None) -> None:
+        self._leave()
+        if error is None:
+            self.statistics.writes += 1
+            self.statistics.bytes_written += nbytes
+        else:
+            self.statistics.failed += 1
+        done(error)
+
+    async def _writing(self, offset: int, view: memoryview, flags: int) -> None:
+        statistics = self.statistics
+        try:
+            await write(self.node, offset, view, self._with_fua(flags))
+        except (OSError, BlockError):
+            statistics.failed += 1
+            raise
+        finally:
+            self._leave()
+        statistics.writes += 1
+        statistics.bytes_written += len(view)
 
     def _with_fua(self, flags: int) -> int:
         return flags if self.node.cache.writeback else flags | REQ_FUA

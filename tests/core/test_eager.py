@@ -251,3 +251,34 @@ async def test_settle_of_a_cancelled_caller_waits_all_the_same_and_then_raises()
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert sorted(ended) == [0, 1]
+
+
+async def test_a_caller_cancelled_in_the_turn_in_which_it_ends() -> None:
+    """It is woken by the end of the task, once, and told of the cancellation then."""
+
+    class Owned(set[asyncio.Task[Any]]):
+        def discard(self, task: asyncio.Task[Any]) -> None:
+            super().discard(task)
+            caller.cancel()  # what wakes the caller is in the loop's queue already
+
+    steps = Steps()
+    owned = Owned()
+    caller = asyncio.create_task(run_to_end(steps.run(), owned))
+    await until(lambda: owned)
+    steps.gate.set_result("done")
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not owned and steps.seen == ["begun", "done"]
+
+
+async def test_a_caller_cancelled_twice() -> None:
+    steps = Steps()
+    owned: set[asyncio.Task[Any]] = set()
+    caller = asyncio.create_task(run_to_end(steps.run(), owned))
+    await until(lambda: owned)
+    caller.cancel()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    steps.gate.set_result("")
+    await until(lambda: not owned)

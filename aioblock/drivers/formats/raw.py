@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aioblock.base.options import Options
     from aioblock.core.context import OpenContext
     from aioblock.core.dirty_bitmap import DirtyBitmap
-    from aioblock.core.io import BlockIO, StoredData
+    from aioblock.core.io import BlockIO, Done, StoredData
 
 __all__ = ["RawDriver"]
 
@@ -133,6 +133,12 @@ class RawDriver(BlockDriver):
     def preadv(self, offset: int, buffer: memoryview, flags: int) -> Awaitable[None]:
         """Read from the file."""
         return self.file.readinto(offset + self._offset, buffer, flags)
+
+    def pwritev_soon(self, offset: int, data: memoryview, done: "Done") -> bool:
+        """Write to the file, if that takes it at once."""
+        if self._probed and offset < PROBE_BYTES:
+            return False
+        return self.file.pwrite_soon(offset + self._offset, data, done)
 
     def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:
         """Write to the file."""

@@ -10,6 +10,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aioblock.base.errors import BlockError
@@ -112,6 +113,8 @@ class Session:
         self._head_bytes = 16 if ready.mode is Mode.SIMPLE else 28 if ready.mode is Mode.STRUCTURED else 40
         self._backlog: deque[Request] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
+        """Requests that wait for something, but for writes: those go on without the client, too."""
+        self._writes = 0
         self.held = 0
         """Bytes that count against the bounds."""
         self._reading = True
@@ -134,7 +137,7 @@ class Session:
     @property
     def idle(self) -> bool:
         """Whether nothing is being worked on, nor waits to be sent."""
-        return not (self._backlog or self.tasks or self._replies or self._blocked)
+        return not (self._backlog or self.tasks or self._writes or self._replies or self._blocked)
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -189,7 +192,7 @@ class Session:
                 self._budget.wait(self._work)
                 return False
             return True
-        if held + carried > self._limits.client_bytes or len(self.tasks) >= self._limits.requests:
+        if held + carried > self._limits.client_bytes or len(self.tasks) + self._writes >= self._limits.requests:
             return False
         if self._budget.held + carried > self._budget.total:
             self._budget.wait(self._work)
@@ -214,6 +217,8 @@ class Session:
             self._answer(self._packer.error(request, error, words), weight)
             return
         if request.command == CMD_READ and 0 < request.length <= _INLINE and self._read_now(request, weight):
+            return
+        if request.command == CMD_WRITE and not request.flags and self._write_soon(request, weight):
             return
         begun = start(self._run(request, weight))
         if isinstance(begun, Finished):
@@ -244,6 +249,25 @@ class Session:
         reply[: self._head_bytes] = head
         self._answer(reply, weight)
         return True
+
+    def _write_soon(self, request: Request, weight: int) -> bool:
+        assert request.data is not None
+        done = partial(self._written, request, weight)
+        if not self._disk.pwrite_soon(self._base + request.offset, request.data, done):
+            return False
+        self._writes += 1
+        return True
+
+    def _written(self, request: Request, weight: int, error: Exception | None) -> None:
+        self._writes -= 1
+        if self._over:
+            self._release(weight)
+            return
+        if error is None:
+            self._answer(self._packer.success(request), weight)
+        else:
+            self._fail(request, error, weight)
+        self._go_on()
 
     async def _run(self, request: Request, weight: int) -> None:
         try:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
     from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
-    from aioblock.core.io import BlockIO, Status, StoredData
+    from aioblock.core.io import BlockIO, Done, Status, StoredData
 
 __all__ = ["Qcow2Driver"]
 
@@ -179,21 +179,25 @@ class Qcow2Driver(WholeImage):
         table.used = True
         return host + inside
 
+    def pwritev_soon(self, offset: int, data: memoryview, done: "Done") -> bool:
+        """Write over plain data whose table is in memory, if the file takes it at once."""
+        host = self._in_place(offset, len(data))
+        return host != 0 and self._data.pwrite_soon(host, data, done)
+
     def pwritev(self, offset: int, data: memoryview, flags: int) -> Awaitable[None]:
         """Write."""
-        image = self.image
-        index = offset >> self._table_shift
-        table = self._tables.get(index)
-        metadata = image.metadata_clusters
-        if table is not None and metadata and not image.corrupt and image.l1[index] & OFLAG_COPIED:
-            inside = offset & self._cluster_mask
-            entry = table.entries[offset >> self._cluster_bits & self._l2_mask]
-            if entry & self._mask == self._plain and inside + len(data) <= self._cluster_mask + 1:
-                host = entry & OFFSET_MASK
-                if host >> self._cluster_bits not in metadata:
-                    table.used = True
-                    return self._data.pwrite(host + inside, data)
+        if host := self._in_place(offset, len(data)):
+            return self._data.pwrite(host, data)
         return self._write(offset, data)
+
+    def _in_place(self, offset: int, nbytes: int) -> int:
+        """Where in the file the range lies, if it may be written over there, without a change of metadata; else 0."""
+        image = self.image
+        metadata = image.metadata_clusters
+        if not metadata or image.corrupt or not image.l1[offset >> self._table_shift] & OFLAG_COPIED:
+            return 0
+        host = self._plain_data(offset, nbytes)
+        return 0 if host >> self._cluster_bits in metadata else host
 
     async def _write(self, offset: int, data: "memoryview | StoredData") -> None:
         try:

@@ -21,13 +21,13 @@ from aioblock.core.images import DriverInfo
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.protocols.posix.aligned import AlignedMemory
 from aioblock.drivers.protocols.posix.locks import ImageLocks
-from aioblock.drivers.protocols.posix.long_writes import LongWrites
 from aioblock.drivers.protocols.posix.opening import OpenFile, Target, identity_of, open_file
 from aioblock.drivers.protocols.posix.transfer import SLICE, read_fully, write_direct
-from aioblock.drivers.protocols.posix.writes import SMALL, SmallWrites
+from aioblock.drivers.protocols.posix.writes import SMALL, Writes
 
 if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
+    from aioblock.core.io import Done
 
 __all__ = ["PosixDriver"]
 
@@ -56,8 +56,7 @@ class PosixDriver(BlockDriver):
         self._opened = opened
         self._descriptor = opened.descriptor
         self._fd = opened.descriptor.fd
-        self._small_writes = SmallWrites(opened.descriptor)
-        self._long_writes = LongWrites(opened.descriptor)
+        self._writes = Writes(opened.descriptor)
         self._direct = target.direct
         # What the filesystem refuses is remembered; O_DIRECT has nothing that would be there without waiting.
         self._read_inline = self._write_inline = bool(_NOWAIT) and not target.direct
@@ -184,6 +183,13 @@ class PosixDriver(BlockDriver):
         buffer[:] = view
         _memory.give(view)
 
+    def pwritev_soon(self, offset: int, data: memoryview, done: "Done") -> bool:
+        """Give a small write to the next batch for a thread, where the filesystem takes none on the spot."""
+        if self._write_inline or self._direct or len(data) > SMALL:
+            return False
+        self._writes.begin(offset, data, done)
+        return True
+
     async def pwritev(self, offset: int, data: memoryview, flags: int) -> None:
         """Write `data`: on the spot where the filesystem takes it without waiting, else by a thread."""
         if self._write_inline and len(data) <= SLICE:
@@ -196,10 +202,8 @@ class PosixDriver(BlockDriver):
                 self._write_inline = _goes_on(error)
         if self._direct:
             await self._descriptor.run(write_direct, self._fd, offset, data, _memory)
-        elif len(data) <= SMALL:
-            await self._small_writes.write(offset, data)
         else:
-            await self._long_writes.write(offset, data)
+            await self._writes.write(offset, data)
 
     async def flush(self) -> None:
         """Put the data on stable storage. Once that has failed, it fails until the file is opened anew."""

@@ -92,7 +92,7 @@ class FileDriver(PosixDriver):
             raise NotSupported
         copy = partial(_copy, source._fd, data.offset, self._fd, offset, len(data), self._data)
         try:
-            await self._long_writes.run(copy, source._descriptor)
+            await self._writes.run(copy, source._descriptor)
         except NotSupported:
             self._no_copies_from = source.identity
             raise
