@@ -14,7 +14,7 @@ CLUSTER = 65536
 ENTRIES = CLUSTER // 8
 
 
-def _fill(path: Path, clusters: list[int]) -> None:
+def fill(path: Path, clusters: list[int]) -> None:
     """Give an empty image these guest clusters: tables written by hand, data that is a hole."""
     with path.open("r+b") as file:
         file.seek(36)
@@ -42,7 +42,7 @@ def chain(folder: Path) -> Path:
         path = folder / f"layer{number}"
         size = str(LAYERS * EXTENTS * CLUSTER)
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, path, size], check=True, cwd=folder)
-        _fill(path, sorted(order[number * EXTENTS : (number + 1) * EXTENTS]))
+        fill(path, sorted(order[number * EXTENTS : (number + 1) * EXTENTS]))
     assert path is not None
     return path
 

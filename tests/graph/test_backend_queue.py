@@ -211,7 +211,8 @@ async def test_a_limit_below_one_is_one():
         lambda disk: disk.is_zero(0, 512),
     ],
 )
-async def test_a_run_of_requests_that_never_wait_lets_others_run(call):
+async def test_a_run_of_requests_that_never_wait_lets_others_run(call, monkeypatch):
+    monkeypatch.setattr("aioblock.graph.backend.monotonic", lambda: 0.0)  # however busy the machine is
     async with await aioblock.open({"driver": "memory", "size": SIZE}, writable=True) as disk:
         turns = 0
         stop = False
@@ -228,3 +229,43 @@ async def test_a_run_of_requests_that_never_wait_lets_others_run(call):
         stop = True
         await task
         assert 1000 // 64 <= turns <= 100
+
+
+# -- giving way ----------------------------------------------------------------------------------------------------
+
+
+class Turns:
+    """A clock that only turns of the loop move on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.taking, self.turns = 0.0, 0.0, 0
+        monkeypatch.setattr("aioblock.graph.backend.monotonic", lambda: self.now)
+        self._sleep = asyncio.sleep
+        monkeypatch.setattr("aioblock.graph.backend.asyncio.sleep", self._turn)
+
+    async def _turn(self, seconds: float) -> None:
+        assert seconds == 0
+        self.now += self.taking
+        self.turns += 1
+        await self._sleep(0)
+
+
+async def test_the_longer_a_turn_takes_the_sooner_requests_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with await aioblock.open({"driver": "null-co", "size": SIZE}) as disk:
+        turns = Turns(monkeypatch)
+
+        async def reads_between_turns(count: int = 64) -> float:
+            before = turns.turns
+            for _ in range(count):
+                await disk.pread(0, 1)
+            return count / (turns.turns - before)
+
+        assert await reads_between_turns() == 64
+        turns.taking = 1.0
+        await reads_between_turns(200)
+        assert await reads_between_turns() == 1
+        turns.taking = 0.003  # neither long nor short: as it is
+        assert await reads_between_turns() == 1
+        turns.taking = 0.0
+        await reads_between_turns(200)
+        assert await reads_between_turns() == 64
