@@ -209,6 +209,10 @@ class FakeServer:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
+    def accept(self) -> asyncio.StreamReaderProtocol:
+        """The server's end of a connection that comes by other ways (`memory_wire`)."""
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._serve)
+
     async def stop(self) -> None:
         """Stop listening, and cut every connection."""
         if self._server is not None:

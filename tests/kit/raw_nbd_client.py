@@ -48,8 +48,10 @@ class RawClient:
         self.size = 0
 
     @classmethod
-    async def connect(cls, path: str | Path) -> Self:
-        return cls(*await asyncio.open_unix_connection(str(path)))
+    async def connect(cls, address: str | Path | tuple[str, int]) -> Self:
+        if isinstance(address, tuple):
+            return cls(*await asyncio.open_connection(*address))
+        return cls(*await asyncio.open_unix_connection(str(address)))
 
     # -- the handshake -----------------------------------------------------------------------------------------------
 
@@ -129,9 +131,9 @@ class RawClient:
 
 
 @asynccontextmanager
-async def connected(path: str | Path) -> AsyncIterator[RawClient]:
+async def connected(address: str | Path | tuple[str, int]) -> AsyncIterator[RawClient]:
     """A connection on which nothing was sent."""
-    client = await RawClient.connect(path)
+    client = await RawClient.connect(address)
     try:
         yield client
     finally:

@@ -2,8 +2,8 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from struct import unpack
 
 import pytest
@@ -217,24 +217,62 @@ async def test_a_part_of_a_disk(path: str) -> None:
     assert script.content[2999] == ord("x")
 
 
-async def test_cut_at_every_byte_of_the_requests(path: str) -> None:
-    """What was received whole is done, the rest never happened, and the next client finds everything in order."""
+def _changes(mode: Mode) -> list[bytes]:
+    """A read, a write, a flush."""
+    return [
+        pack_request(mode, CMD_READ, 0, 1, 0, 8),
+        pack_request(mode, CMD_WRITE, 0, 2, 0, 16) + b"y" * 16,
+        pack_request(mode, CMD_FLUSH, 0, 3, 0, 0),
+    ]
+
+
+@asynccontextmanager
+async def cutting(
+    address: str, path: str
+) -> AsyncIterator[tuple[Script, Callable[[Mode], AbstractAsyncContextManager[RawClient]]]]:
+    """A disk and its server; what opens it for a client that then goes, and waits until the server is rid of it."""
     script = Script(SIZE)
-    head = 28
-    async with opened(script, writable=True) as disk, await serve(disk, path) as server:
-        for at in range(0, 3 * head + 16 + 1):
+    where: str | tuple[str, int] = path if address == "unix" else ("127.0.0.1", 0)
+    async with opened(script, writable=True) as disk, await serve(disk, where) as server:
+        place = path if address == "unix" else server.sockets[0].getsockname()
+
+        @asynccontextmanager
+        async def client_of(mode: Mode) -> AsyncIterator[RawClient]:
             script.content[:] = bytes(SIZE)
-            async with connected(path) as client:
-                await client.open()
-                stream = pack_request(client.mode, CMD_READ, 0, 1, 0, 8)
-                stream += pack_request(client.mode, CMD_WRITE, 0, 2, 0, 16) + b"y" * 16
-                stream += pack_request(client.mode, CMD_FLUSH, 0, 3, 0, 0)
-                client.writer.write(stream[:at])
+            async with connected(place) as client:
+                yield await client.open(mode=mode)
             while server.connections:
                 await asyncio.wait([connection.gone for connection in server.connections])
-            assert script.content[:16] == (b"y" * 16 if at >= 2 * head + 16 else bytes(16))
             assert server.budget.held == 0
+
+        yield script, client_of
         assert_idle(disk)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("address", ["unix", "tcp"])
+async def test_cut_at_every_byte_of_the_requests(path: str, address: str, mode: Mode) -> None:
+    """What was received whole is done, the rest never happened, and the next client finds everything in order."""
+    read, write, flush = _changes(mode)
+    stream = read + write + flush
+    async with cutting(address, path) as (script, client_of):
+        for at in range(len(stream) + 1):
+            async with client_of(mode) as client:
+                client.writer.write(stream[:at])
+            assert script.content[:16] == (b"y" * 16 if at >= len(read + write) else bytes(16))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("address", ["unix", "tcp"])
+async def test_cut_at_every_byte_of_the_replies(path: str, address: str, mode: Mode) -> None:
+    """The client goes after so many bytes of what it is sent: everything that it asked is done nevertheless."""
+    nbytes = {Mode.SIMPLE: 3 * 16 + 8, Mode.STRUCTURED: 28 + 8 + 2 * 16, Mode.EXTENDED: 40 + 8 + 2 * 32}[mode]
+    async with cutting(address, path) as (script, client_of):
+        for at in range(nbytes + 1):
+            async with client_of(mode) as client:
+                client.writer.write(b"".join(_changes(mode)))
+                assert len(await client.reader.readexactly(at)) == at
+            assert script.content[:16] == b"y" * 16
 
 
 # N7: status

@@ -4,7 +4,9 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aioblock.base.errors import LocalProtocolError, OptionError, with_context
@@ -62,26 +64,9 @@ async def _give_up(connection: Connection | None) -> None:
 
 
 async def _connect(endpoint: Endpoint) -> Connection:
-    loop = asyncio.get_running_loop()
     address = endpoint.address
-
-    def protocol() -> Connection:
-        return Connection(ClientHandshake(endpoint.export, tls=endpoint.tls is not None, contexts=endpoint.contexts))
-
     try:
-        if address.kind == "unix":
-            return (await loop.create_unix_connection(protocol, address.path))[1]
-        if address.kind == "inet":
-            port: Any = _port(address.port)  # the name of a service, too: the stubs know numbers only
-            return (await loop.create_connection(protocol, address.host, port))[1]
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, (int(address.host), int(address.port)))
-            return (await loop.create_connection(protocol, sock=sock))[1]
-        except BaseException:
-            sock.close()
-            raise
+        return await dial(address, partial(_new_connection, endpoint))
     except LocalProtocolError as error:
         raise OptionError(str(error), option="export") from None
     except socket.gaierror as error:
@@ -93,6 +78,28 @@ async def _connect(endpoint: Endpoint) -> Connection:
         if isinstance(error, TimeoutError):
             raise
         raise OSError(code, f"Failed to connect to '{address}': {os.strerror(code)}") from None
+
+
+def _new_connection(endpoint: Endpoint) -> Connection:
+    return Connection(ClientHandshake(endpoint.export, tls=endpoint.tls is not None, contexts=endpoint.contexts))
+
+
+async def dial(address: Address, protocol: Callable[[], Connection]) -> Connection:
+    """A connection without a word said on it. Raises: OSError; ValueError where the address is none."""
+    loop = asyncio.get_running_loop()
+    if address.kind == "unix":
+        return (await loop.create_unix_connection(protocol, address.path))[1]
+    if address.kind == "inet":
+        port: Any = _port(address.port)  # the name of a service, too: the stubs know numbers only
+        return (await loop.create_connection(protocol, address.host, port))[1]
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, (int(address.host), int(address.port)))
+        return (await loop.create_connection(protocol, sock=sock))[1]
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _port(text: str) -> int | str:
