@@ -63,7 +63,7 @@ from aioblock.core.images import (
     Role,
     SnapshotInfo,
 )
-from aioblock.core.io import ChainStatus, Status
+from aioblock.core.io import ChainStatus, ContextRuns, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.objects import NamedObject
 from aioblock.core.registry import driver_names, find_driver
@@ -187,6 +187,7 @@ __all__ = [
     "BlockError",
     "BlockNode",
     "ChainStatus",
+    "ContextRuns",
     "CheckFinding",
     "CheckResult",
     "CorruptImage",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from aioblock.core.debugger import Debugger
     from aioblock.core.dirty_bitmap import DirtyBitmap
     from aioblock.core.extents import ExtentBatch
-    from aioblock.core.io import BlockIO, Done, Status, StoredData
+    from aioblock.core.io import BlockIO, ContextRuns, Done, Status, StoredData
 
 __all__ = ["BlockDriver"]
 
@@ -86,6 +86,9 @@ class BlockDriver(ABC):
     uses the node adds and removes some; `close` stores the persistent ones. None: they cannot be stored."""
     debugger: "Debugger | None" = None
     """A filter for tests, here or right below, that wants to be told of each step: see `core.debugger`."""
+    contexts: tuple[str, ...] = ()
+    """Protocols: metadata contexts, the questions about runs of bytes that the storage answers beside block status, by
+    name: "qemu:allocation-depth". Drivers whose status is RAW need not: the child is asked."""
     exact_filename: str = ""
     """Filters with a `name_prefix`: the name that opens the same thing, or "" where it takes options. Protocols with
     several ways to name a thing: the one that is shown; "": the file name that was given."""
@@ -125,6 +128,13 @@ class BlockDriver(ABC):
         request in flight. False leaves the content of `buffer` undefined. Raises: OSError, as `preadv`.
         """
         return False
+
+    def prefetch(self, offset: int, nbytes: int) -> "Awaitable[None]":
+        """Have a range brought to where reads are fast; of any length. Advisory.
+
+        Without it, or NotSupported: drivers whose status is RAW pass it on to the child, for others it is read.
+        """
+        raise NotSupported
 
     # -- data; each with its fall-back -------------------------------------------------------------------------------
 
@@ -202,6 +212,13 @@ class BlockDriver(ABC):
         """As `block_status`, many runs at once: from `offset` at least one run, at most up to the end of the range.
 
         Without it: `block_status` is asked again and again.
+        """
+        raise NotSupported
+
+    async def context_runs(self, offset: int, nbytes: int, names: Sequence[str]) -> "dict[str, ContextRuns]":
+        """Protocols: for each of these `contexts`, the runs from `offset` on: at least one, up to any end in the range.
+
+        Asked only for what is in `contexts`.
         """
         raise NotSupported
 

@@ -18,13 +18,13 @@ from aioblock.core.images import Prealloc
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from aioblock.core.driver import BlockDriver
     from aioblock.core.extents import ExtentBatch
     from aioblock.core.node import BlockNode
 
-__all__ = ["BlockIO", "Buffer", "ChainStatus", "Done", "Status", "StoredData", "wakes"]
+__all__ = ["BlockIO", "Buffer", "ChainStatus", "ContextRuns", "Done", "Status", "StoredData", "wakes"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -65,6 +65,17 @@ class ChainStatus(NamedTuple):
     map: int
     file: "BlockNode | None"
     depth: int
+
+
+class ContextRuns(NamedTuple):
+    """What one metadata context says: runs that follow each other, as long as these, each with these flags.
+
+    The flags are the context's own: those of NBD, not of `base.flags`.
+    """
+
+    lengths: "Sequence[int]"
+    """In bytes; none is 0."""
+    flags: "Sequence[int]"
 
 
 class StoredData:

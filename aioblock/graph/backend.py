@@ -17,6 +17,7 @@ from aioblock.blockio.child import Child
 from aioblock.blockio.copy import copy_range
 from aioblock.blockio.discard import discard
 from aioblock.blockio.flush import flush
+from aioblock.blockio.prefetch import prefetch
 from aioblock.blockio.read import read, read_now
 from aioblock.blockio.request import refresh_length, request_error
 from aioblock.blockio.status import WINDOW, layers
@@ -248,6 +249,21 @@ class BlockBackend(StatusVerbs, BitmapVerbs):
         data = bytearray(nbytes)
         await self.readinto(offset, memoryview(data), flags)
         return data
+
+    async def prefetch(self, offset: int, nbytes: int) -> None:
+        """Have a range brought to where the next read is fast: a server is asked to (NBD), else it is read and dropped.
+
+        With copy-on-read it is copied. Cancelled or failed: some of it is there. Raises: OSError.
+        """
+        await self._enter()
+        try:
+            await prefetch(self.node, offset, nbytes, self._read_flags)
+        except (OSError, BlockError):
+            self.statistics.failed += 1
+            raise
+        finally:
+            self._leave()
+        await self._give_way()
 
     async def _check(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > await refresh_length(self.node):

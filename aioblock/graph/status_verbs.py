@@ -1,12 +1,13 @@
 """StatusVerbs: what a backend answers about what is in its bytes, run by run, or for whole ranges at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from aioblock.blockio.contexts import context_runs
 from aioblock.blockio.status import block_status, block_status_above, is_zero
-from aioblock.core.io import ChainStatus, Status
+from aioblock.core.io import ChainStatus, ContextRuns, Status
 from aioblock.core.node import BlockNode
 from aioblock.core.statistics import Statistics
 from aioblock.graph.extent import Extent, merged
@@ -81,6 +82,24 @@ class StatusVerbs(ABC):
             self._leave()
         await self._give_way()
         return zero
+
+    async def context_runs(
+        self, offset: int, nbytes: int, names: Sequence[str] | None = None
+    ) -> dict[str, ContextRuns]:
+        """What the storage says in its metadata contexts (see the driver nbd), of all of them in a single request.
+
+        For each of `names`, None: for all that it was opened with, the runs from `offset` on: at least one, up to any
+        end in the range, each context to another. Only of storage itself, or through `raw` and filters.
+        Raises: NotSupported where it has no such contexts; OSError.
+        """
+        await self._enter()
+        try:
+            self.statistics.status += 1
+            found = await context_runs(self.node, offset, nbytes, names)
+        finally:
+            self._leave()
+        await self._give_way()
+        return found
 
     async def extent_batches(
         self,

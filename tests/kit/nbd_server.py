@@ -163,7 +163,8 @@ class Session:
             at = stop
         payload = pack_extents(lengths, flags, wide=packer.mode is Mode.EXTENDED)
         assert self.ready is not None
-        chunks = [packer.extents(request, id, payload, last=False) for id in self.ready.contexts]
+        asked = self.ready.contexts if request.contexts is None else request.contexts
+        chunks = [packer.extents(request, id, payload, last=False) for id in asked]
         return b"".join(chunks) + packer.success(request)
 
 

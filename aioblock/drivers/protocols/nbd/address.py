@@ -26,17 +26,22 @@ class Address:
     """The address of a server. `str()` is for messages."""
 
     kind: str
-    """"unix", "inet" or "vsock"."""
+    """"unix", "inet", "vsock", or "fd": a connection that is there."""
     path: str = ""
+    """fd: the number or the name of the file descriptor."""
     host: str = ""
     """vsock: the context id."""
     port: str = ""
 
     def __str__(self) -> str:
+        if self.kind == "fd":
+            return f"fd:{self.path}"
         return self.path if self.kind == "unix" else f"{self.host}:{self.port}"
 
     def name_of(self, export: str) -> str:
-        """The file name that QEMU shows for an export at this address."""
+        """The file name that QEMU shows for an export at this address; "": it has none."""
+        if self.kind == "fd":
+            return ""
         if self.kind == "unix":
             return f"nbd+unix://{_path_of(export)}?socket={self.path}"
         scheme = "nbd" if self.kind == "inet" else "nbd+vsock"
@@ -152,7 +157,7 @@ def _server_address(server: Options) -> Address:
     elif kind == "vsock":
         address = Address("vsock", host=_needed(server, "cid"), port=_needed(server, "port"))
     elif kind == "fd":
-        raise NotSupported("server.type=fd is not supported")
+        address = Address("fd", path=_needed(server, "str"))
     else:
         raise OptionError(f"Parameter 'type' does not accept value '{kind}'", option="server.type")
     _refuse(server.leftover())

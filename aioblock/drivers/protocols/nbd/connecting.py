@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,10 @@ __all__ = ["Endpoint", "connect"]
 
 HANDSHAKE_SECONDS: Final = 30.0
 """A server that takes longer is given up: it would hold up its client for ever."""
+
+
+_FIRST_PASSED: Final = 3
+"""The first of the file descriptors that systemd passes: sd_listen_fds(3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +90,45 @@ def _new_connection(endpoint: Endpoint) -> Connection:
 
 
 async def dial(address: Address, protocol: Callable[[], Connection]) -> Connection:
-    """A connection without a word said on it. Raises: OSError; ValueError where the address is none."""
+    """A connection without a word said on it; a file descriptor is taken over.
+
+    Raises: OSError; ValueError where the address is none.
+    """
     loop = asyncio.get_running_loop()
     if address.kind == "unix":
         return (await loop.create_unix_connection(protocol, address.path))[1]
     if address.kind == "inet":
         port: Any = _port(address.port)  # the name of a service, too: the stubs know numbers only
         return (await loop.create_connection(protocol, address.host, port))[1]
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    if address.kind == "fd":
+        sock = _passed_socket(address.path)
+    else:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, (int(address.host), int(address.port)))
+        if address.kind == "vsock":
+            await loop.sock_connect(sock, (int(address.host), int(address.port)))
         return (await loop.create_connection(protocol, sock=sock))[1]
     except BaseException:
         sock.close()
         raise
+
+
+def _passed_socket(name: str) -> socket.socket:
+    """A connected socket that this process was given: by its number, or by its name as systemd passes it.
+
+    Raises: ValueError where it is none; OSError.
+    """
+    if name.isascii() and name.isdigit():
+        fd = int(name)
+    else:
+        names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+        if os.environ.get("LISTEN_PID") != str(os.getpid()) or name not in names:
+            raise ValueError(f"no file descriptor of the name '{name}' was passed (LISTEN_FDNAMES)")
+        fd = _FIRST_PASSED + names.index(name)
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise ValueError(f"file descriptor {fd} is no socket")
+    return socket.socket(fileno=fd)
 
 
 def _port(text: str) -> int | str:

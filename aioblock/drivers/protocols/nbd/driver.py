@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -13,7 +13,7 @@ from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.base.options import Options
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import Prealloc
-from aioblock.core.io import Status
+from aioblock.core.io import ContextRuns, Status
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.protocols.nbd.address import Address, take_address
 from aioblock.drivers.protocols.nbd.connecting import Endpoint, connect
@@ -23,9 +23,11 @@ from aioblock.drivers.protocols.nbd.security import take_tls
 from aioblock.drivers.protocols.nbd.status import batch_of, first_run
 from aioblock.nbd.constants import (
     CMD_BLOCK_STATUS,
+    CMD_CACHE,
     CMD_FLAG_FAST_ZERO,
     CMD_FLAG_FUA,
     CMD_FLAG_NO_HOLE,
+    CMD_FLAG_PAYLOAD_LEN,
     CMD_FLAG_REQ_ONE,
     CMD_FLUSH,
     CMD_READ,
@@ -33,7 +35,9 @@ from aioblock.nbd.constants import (
     CMD_WRITE,
     CMD_WRITE_ZEROES,
     CONTEXT_ALLOCATION,
+    FLAG_BLOCK_STATUS_PAYLOAD,
     FLAG_READ_ONLY,
+    FLAG_SEND_CACHE,
     FLAG_SEND_FAST_ZERO,
     FLAG_SEND_FLUSH,
     FLAG_SEND_FUA,
@@ -44,6 +48,7 @@ from aioblock.nbd.constants import (
     Mode,
 )
 from aioblock.nbd.replies import ReadReply, Reply, StatusReply
+from aioblock.nbd.requests import pack_filter
 
 if TYPE_CHECKING:
     from aioblock.core.context import OpenContext
@@ -71,7 +76,8 @@ class NbdDriver(BlockDriver):
         self.exact_filename = address.name_of(export)
         self.identity = ("nbd", address, export)
         self._no_flush = no_flush
-        self._context = links.contexts.get(context_name)
+        self.contexts = tuple(links.contexts)
+        self._context = context_name
         info = links.info
         flags = info.flags
         self._flags = flags
@@ -100,25 +106,35 @@ class NbdDriver(BlockDriver):
     async def open(cls, context: "OpenContext") -> Self:
         """Connect.
 
-        Options: `filename`, or `server` (type=unix|inet|vsock and its parts), or `path`, or `host` and `port`;
+        Options: `filename`, or `server` (type=unix|inet|vsock|fd and its parts), or `path`, or `host` and `port`;
         `export`; `tls-creds`, `tls-hostname`; `reconnect-delay` and `open-timeout` (seconds); `x-dirty-bitmap` (a
-        metadata context to take block status from); `connections` (how many, where the server lets them).
+        metadata context to take block status from); `contexts` (names of more, for `context_runs`); `connections` (how
+        many, where the server lets them).
         """
         options = context.options
         address, export = take_address(options)
         tls, hostname = take_tls(options, context.objects, address)
         delay, open_timeout = _seconds(context, "reconnect-delay"), _seconds(context, "open-timeout")
         bitmap = options.take_str("x-dirty-bitmap", None)
+        contexts = _names(context, "contexts")
         count = options.take_int("connections", 1)
         if not 1 <= count <= _MAX_CONNECTIONS:
             raise OptionError(f"connections must be from 1 to {_MAX_CONNECTIONS}", option="connections")
+        if address.kind == "fd" and (delay or open_timeout or count > 1):
+            raise OptionError(
+                "reconnect-delay, open-timeout, connections: a file descriptor cannot be connected again",
+                option="server",
+            )
         wanted_context = bitmap or CONTEXT_ALLOCATION
-        endpoint = Endpoint(address, export, (wanted_context,), tls, hostname)
+        endpoint = Endpoint(address, export, tuple(dict.fromkeys((wanted_context, *contexts))), tls, hostname)
         first = await _open_first(endpoint, open_timeout)
         links = Links(endpoint, first, wanted=count, reconnect_delay=delay)
         try:
             if bitmap is not None and bitmap not in links.contexts:
                 raise OSError(errno.EINVAL, f"requested x-dirty-bitmap {bitmap} not found")
+            for name in contexts:
+                if name not in links.contexts:
+                    raise OSError(errno.EINVAL, f"The server does not offer the metadata context '{name}'")
             if links.info.flags & FLAG_READ_ONLY and not context.read_only:
                 raise OSError(errno.EACCES, "request on write denied: the export is read-only")
             await links.open_all()
@@ -173,6 +189,14 @@ class NbdDriver(BlockDriver):
     async def preadv(self, offset: int, buffer: memoryview, flags: int) -> None:
         """Read straight into `buffer`; cancelled: it is not touched any more."""
         await self.links.request(partial(ReadReply, offset, buffer), CMD_READ, 0, offset, len(buffer))
+
+    async def prefetch(self, offset: int, nbytes: int) -> None:
+        """Tell the server to have it in its cache. NotSupported where it cannot."""
+        if not self._flags & FLAG_SEND_CACHE:
+            raise NotSupported
+        end, longest = min(offset + nbytes, self.links.info.size), self.limits.max_transfer
+        for at in range(offset, end, longest):  # QEMU's server takes no longer ones: it may read them
+            await self._request(CMD_CACHE, 0, at, min(longest, end - at))
 
     async def pwritev(self, offset: int, data: memoryview, flags: int) -> None:
         """Write; the data must not change until it is done."""
@@ -231,18 +255,35 @@ class NbdDriver(BlockDriver):
         return batch_of(reply, context, self.limits.request_alignment)
 
     async def _status(self, offset: int, nbytes: int, *, one: bool) -> tuple[StatusReply, int]:
-        context = self._context
+        context = self.links.contexts.get(self._context)
         if context is None:
             raise NotSupported
+        return await self._ask(offset, nbytes, frozenset((context,)), one=one), context
+
+    async def context_runs(self, offset: int, nbytes: int, names: Sequence[str]) -> dict[str, ContextRuns]:
+        """As many runs of each context as the server tells at once."""
+        ids = {name: self.links.contexts[name] for name in names}
+        reply = await self._ask(offset, nbytes, frozenset(ids.values()), one=False)
+        return {name: ContextRuns(reply.extents[id].lengths, reply.extents[id].flags) for name, id in ids.items()}
+
+    async def _ask(self, offset: int, nbytes: int, contexts: frozenset[int], *, one: bool) -> StatusReply:
+        """Ask for some contexts; where the server cannot be asked for less than all of them, the others are dropped."""
         if self.links.mode is not Mode.EXTENDED:
             nbytes = min(nbytes, MAX_LENGTH_32 // self.limits.request_alignment * self.limits.request_alignment)
         # Bytes behind the end, up to the next multiple of the alignment, are none of the server's.
         nbytes = min(nbytes, self.links.info.size - offset)
-        make = partial(StatusReply, offset, nbytes, frozenset((context,)), one=one)
-        flags = CMD_FLAG_REQ_ONE if one else 0
-        reply = await self.links.request(make, CMD_BLOCK_STATUS, flags, offset, nbytes)
+        flags, length, payload = CMD_FLAG_REQ_ONE if one else 0, nbytes, None
+        every = frozenset(self.links.contexts.values())
+        if contexts != every and self._flags & FLAG_BLOCK_STATUS_PAYLOAD:
+            flags |= CMD_FLAG_PAYLOAD_LEN
+            payload = memoryview(pack_filter(nbytes, tuple(contexts)))
+            length = len(payload)
+        else:
+            contexts = every
+        make = partial(StatusReply, offset, nbytes, contexts, one=one)
+        reply = await self.links.request(make, CMD_BLOCK_STATUS, flags, offset, length, payload)
         assert isinstance(reply, StatusReply)
-        return reply, context
+        return reply
 
 
 async def _open_first(endpoint: Endpoint, timeout: float) -> Connection:
@@ -264,3 +305,12 @@ def _seconds(context: "OpenContext", name: str) -> float:
     if not 0 <= value <= MAX_LENGTH_32:
         raise OptionError(f"Parameter '{name}' expects a number of seconds", option=name)
     return float(value)
+
+
+def _names(context: "OpenContext", name: str) -> list[str]:
+    """A list of strings, or one. Raises: OptionError."""
+    value = context.options.take(name)
+    value = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise OptionError(f"Parameter '{name}' expects a list of strings", option=name)
+    return value

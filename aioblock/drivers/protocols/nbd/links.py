@@ -204,6 +204,8 @@ class Links:
 
     async def _connect(self) -> Connection:
         """One more connection, to the very same export. Raises: OSError, NbdError."""
+        if self._endpoint.address.kind == "fd":
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))  # the number may be another file's by now
         connection = await connect(self._endpoint)
         try:
             self._check(connection)

@@ -30,6 +30,7 @@ TCP = Address("inet", host="h", port="10809")
         ({"host": "h", "port": 10809}, TCP, "", "nbd://h:10809"),
         ({"server": {"type": "unix", "path": "/s"}}, UNIX, "", "nbd+unix://?socket=/s"),
         ({"server": {"type": "inet", "host": "h", "port": 10809}}, TCP, "", "nbd://h:10809"),
+        ({"server": {"type": "fd", "str": 3}}, Address("fd", path="3"), "", ""),
     ],
 )
 def test_where_it_is(options: dict[str, Any], address: Address, export: str, shown: str) -> None:
@@ -67,7 +68,5 @@ def test_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_not_built() -> None:
-    with pytest.raises(NotSupported):
-        take_address(Options({"server": {"type": "fd", "str": "3"}}))
     with pytest.raises(NotSupported):
         take_address(Options({"server": {"type": "inet", "host": "h", "port": "1", "mptcp": True}}))
