@@ -16,7 +16,6 @@ import aioblock
 from aioblock.base.errors import NbdError
 from aioblock.base.flags import DATA, ZERO
 from tests.kit import oracle
-from tests.kit.certificates import Authority
 from tests.kit.nbd_programs import nbdkit, qemu_nbd
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
@@ -198,52 +197,3 @@ async def test_a_chain_of_exports(tmp_path: Path) -> None:
             path = stack.enter_context(kit)
         name = f"nbd+unix:///?socket={path}"
         assert ours("map", "--output=json", name) == oracle.qemu_img("map", "--output=json", name).stdout
-
-
-# TLS
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-def _credentials(folder: Path) -> dict[str, Any]:
-    from aioblock.core.tls import TlsX509
-
-    return {"tls0": TlsX509("client", str(folder))}
-
-
-@pytest.mark.parametrize("connections", [1, 3])
-async def test_tls(tmp_path: Path, image: Path, authority: Authority, connections: int) -> None:
-    server, client = authority.server(), authority.client()
-    definition = f"tls-creds-x509,id=t,endpoint=server,dir={server},verify-peer=on"
-    with qemu_nbd(tmp_path, "--object", definition, "--tls-creds", "t", "-f", "raw", image) as path:
-        options = {"path": path, "tls-creds": "tls0", "tls-hostname": "localhost", "connections": connections}
-        name = {"driver": "raw", "file": {"driver": "nbd"} | options}
-        async with await aioblock.open(name, objects=_credentials(client), writable=True) as disk:
-            assert bytes(await disk.pread(0, 8 * MIB)) == image.read_bytes()
-            await disk.pwrite(MIB, b"x" * MIB)
-            assert await disk.pread(MIB, MIB) == b"x" * MIB
-
-
-@pytest.mark.parametrize("wrong", ["hostname", "authority", "no tls"])
-async def test_tls_fails_closed(tmp_path: Path, image: Path, authority: Authority, wrong: str) -> None:
-    server = authority.server()
-    client = Authority(tmp_path, "other").client() if wrong == "authority" else authority.client()
-    definition = f"tls-creds-x509,id=t,endpoint=server,dir={server},verify-peer=off"
-    with qemu_nbd(tmp_path, "--object", definition, "--tls-creds", "t", "-f", "raw", image) as path:
-        file = {"driver": "nbd", "path": path}
-        if wrong != "no tls":
-            file |= {"tls-creds": "tls0", "tls-hostname": "elsewhere" if wrong == "hostname" else "localhost"}
-        with pytest.raises((OSError, NbdError)) as caught:
-            await aioblock.open({"driver": "raw", "file": file}, objects=_credentials(client))
-        expected = "Server requires TLS" if wrong == "no tls" else "TLS handshake failed"
-        assert expected in str(caught.value)
-
-
-async def test_tls_that_the_server_does_not_have(tmp_path: Path, image: Path, authority: Authority) -> None:
-    with qemu_nbd(tmp_path, "-f", "raw", image) as path:
-        file = {"driver": "nbd", "path": path, "tls-creds": "tls0", "tls-hostname": "localhost"}
-        with pytest.raises(NbdError, match=r"option 5 \(starttls\)"):
-            await aioblock.open({"driver": "raw", "file": file}, objects=_credentials(authority.client()))

@@ -26,6 +26,13 @@ class Authority:
         """A directory with what a client of that name needs; its subject is CN=name,O=aioblock."""
         return self._issue("client", f"/O=aioblock/CN={name}", "extendedKeyUsage=clientAuth", name)
 
+    def stranger(self) -> Path:
+        """A directory with what a client needs that has no certificate of its own."""
+        folder = self._folder / f"{self._name}-stranger"
+        folder.mkdir()
+        (folder / "ca-cert.pem").symlink_to(self.cert)
+        return folder
+
     def _issue(self, kind: str, subject: str, extension: str, name: str = "") -> Path:
         folder = self._folder / f"{self._name}-{name or kind}"
         folder.mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.kit import oracle
 
-__all__ = ["nbdkit", "qemu_nbd"]
+__all__ = ["nbdkit", "on_tcp", "qemu_nbd"]
 
 _ACTIVATE = """
 import os, sys
@@ -36,19 +36,37 @@ def nbdkit(folder: Path, *args: str | os.PathLike[str], socket: str = "socket") 
 
     It is given the socket as systemd does it, listening already: so nobody waits for it to be ready.
     """
-    oracle.require("nbdkit")
     path = folder / socket
-    with listening.socket(listening.AF_UNIX) as sock:
-        sock.bind(str(path))
+    sock = listening.socket(listening.AF_UNIX)
+    sock.bind(str(path))
+    with _activated(sock, "nbdkit", "-f", *args):
+        yield str(path)
+    path.unlink()
+
+
+@contextlib.contextmanager
+def on_tcp(program: str, *args: str | os.PathLike[str]) -> Iterator[int]:
+    """nbdkit or qemu-nbd at a port of 127.0.0.1, which it gives, without which `args` are."""
+    sock = listening.socket()
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    with _activated(sock, program, *(["-f"] if program == "nbdkit" else ["--persistent", "--shared=8"]), *args):
+        yield port
+
+
+@contextlib.contextmanager
+def _activated(sock: listening.socket, program: str, *args: str | os.PathLike[str]) -> Iterator[None]:
+    """Run a program that is given a bound socket, which is closed here."""
+    oracle.require(program)
+    with sock:
         sock.listen(64)
-        command = [sys.executable, "-c", _ACTIVATE, str(sock.fileno()), oracle.find("nbdkit") or "", "-f", *args]
+        command = [sys.executable, "-c", _ACTIVATE, str(sock.fileno()), oracle.find(program) or "", *args]
         process = subprocess.Popen(command, pass_fds=[sock.fileno()], stdin=subprocess.DEVNULL)
     try:
-        yield str(path)
+        yield
     finally:
         process.terminate()
         process.wait(20)
-        path.unlink()
 
 
 @contextlib.contextmanager

@@ -207,7 +207,7 @@ class Connection(asyncio.BufferedProtocol):
             self._lost_in_tls("TLS handshake failed: the client has gone")
             return
         self._transport, self._encrypted = encrypted, True
-        encrypted.set_write_buffer_limits(0)
+        encrypted.set_write_buffer_limits(1)  # as 0 of a socket: with 0, one of TLS pauses when it holds nothing
         if self._server.authorization is not None:
             name = distinguished_name(encrypted.get_extra_info("peercert") or {})
             if not self._server.authorization.allows(name):
