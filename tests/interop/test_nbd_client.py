@@ -140,6 +140,20 @@ async def test_qemu_nbd(tmp_path: Path, image: Path) -> None:
     assert image.read_bytes() == model
 
 
+@pytest.mark.parametrize("connections", [1, 4])
+async def test_our_own_server(tmp_path: Path, image: Path, connections: int) -> None:
+    model = bytearray(image.read_bytes())
+    copy = tmp_path / "copy.qcow2"
+    oracle.qemu_img("convert", "-O", "qcow2", image, copy)
+    async with await aioblock.open(str(copy), format="qcow2", writable=True) as served:
+        async with await aioblock.serve(served, str(tmp_path / "socket")):
+            file = {"driver": "nbd", "path": str(tmp_path / "socket"), "connections": connections}
+            await _compare_with_model({"driver": "raw", "file": file}, model)
+    image.write_bytes(model)
+    oracle.assert_same(image, copy, ("raw", "qcow2"))
+    oracle.assert_clean(copy, "qcow2")
+
+
 async def test_a_sparse_disk_of_nbdkit(tmp_path: Path) -> None:
     with nbdkit(tmp_path, "sparse-random", "64M", "seed=1", "percent=20") as path:
         uri = f"nbd+unix://?socket={path}"
