@@ -5,7 +5,7 @@
     extended     32 magic  16 flags  16 type  64 cookie  64 offset  64 length     32 bytes; the payload follows
 
 Whatever the server sends that no server may send is a RemoteProtocolError: the connection is of no use any more, and
-all that is pending has failed.
+all that is pending has failed. What was complete before it is done.
 """
 
 from collections.abc import Callable
@@ -54,12 +54,19 @@ class ReplyReceiver(Receiver[Reply]):
         self._mode = mode
         self.pending: dict[int, Reply] = {}
         """The replies that are awaited, by cookie, in the order of their requests."""
+        self.finished: list[Reply] = []
+        """Where `buffer_updated` raises: the replies that were complete before what no server may send."""
         self._current: Reply | None = None
         """Whose payload is being received."""
         self._last = False
         """It is the last of its reply."""
         self._collected: memoryview | None = None
         self._interpret: Callable[[Reply, memoryview], None] | None = None
+
+    def buffer_updated(self, nbytes: int) -> list[Reply]:
+        """The replies that are done with `nbytes` more. Raises: RemoteProtocolError; see `finished`."""
+        self.finished = []
+        return super().buffer_updated(nbytes)
 
     def expect(self, cookie: int, reply: Reply) -> None:
         """Await a reply. Raises: LocalProtocolError where the cookie is in use."""
@@ -84,6 +91,7 @@ class ReplyReceiver(Receiver[Reply]):
         del self.pending[reply.cookie]
         reply.finish()
         found.append(reply)
+        self.finished = found
 
     def _head(self, found: list[Reply]) -> bool:
         have = self._end - self._start

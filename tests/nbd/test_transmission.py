@@ -199,6 +199,15 @@ def test_what_no_server_may_send(mode: Mode, cut: str) -> None:
             pytest.fail(what)
 
 
+@pytest.mark.parametrize("mode", Mode)
+def test_what_was_complete_before_is_done(mode: Mode) -> None:
+    done, pending = Reply(CMD_FLUSH), Reply(CMD_FLUSH)
+    receiver = awaiting(mode, done, pending)
+    with pytest.raises(RemoteProtocolError):
+        feed(receiver, ReplyPacker(mode).success(asked(CMD_FLUSH)) * 2)
+    assert receiver.finished == [done] and done.done and not pending.done
+
+
 def test_what_no_server_may_send_in_simple_mode() -> None:
     for stream in (ReplyPacker(Mode.STRUCTURED).success(asked(CMD_READ)), bytes(16), b"\x67\x44\x66\x98" + b"\1" * 12):
         with pytest.raises(RemoteProtocolError):

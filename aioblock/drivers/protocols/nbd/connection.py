@@ -225,6 +225,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._shaken(self.handshake.feed(self._scratch[:nbytes]))
         except NbdError as error:
+            if self._receiver is not None:
+                self._settle(self._receiver.finished)
             self._fail(error)
 
     def eof_received(self) -> bool:
