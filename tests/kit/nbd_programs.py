@@ -31,15 +31,17 @@ def qemu_nbd(folder: Path, *args: str | os.PathLike[str], socket: str = "socket"
 
 
 @contextlib.contextmanager
-def nbdkit(folder: Path, *args: str | os.PathLike[str], socket: str = "socket") -> Iterator[str]:
+def nbdkit(folder: Path, *args: str | os.PathLike[str], socket: str = "socket", dies: bool = False) -> Iterator[str]:
     """nbdkit on a socket in `folder`, whose path it gives; `args`: filters, plugin, parameters.
+
+    `dies`: it is killed at the end; else it waits until its clients have gone.
 
     It is given the socket as systemd does it, listening already: so nobody waits for it to be ready.
     """
     path = folder / socket
     sock = listening.socket(listening.AF_UNIX)
     sock.bind(str(path))
-    with _activated(sock, "nbdkit", "-f", *args):
+    with _activated(sock, "nbdkit", "-f", *args, end=signal.SIGKILL if dies else signal.SIGTERM):
         yield str(path)
     path.unlink()
 
@@ -55,7 +57,9 @@ def on_tcp(program: str, *args: str | os.PathLike[str]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _activated(sock: listening.socket, program: str, *args: str | os.PathLike[str]) -> Iterator[None]:
+def _activated(
+    sock: listening.socket, program: str, *args: str | os.PathLike[str], end: int = signal.SIGTERM
+) -> Iterator[None]:
     """Run a program that is given a bound socket, which is closed here."""
     oracle.require(program)
     with sock:
@@ -65,7 +69,7 @@ def _activated(sock: listening.socket, program: str, *args: str | os.PathLike[st
     try:
         yield
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.wait(20)
 
 

@@ -176,6 +176,7 @@ class Links:
             self._forget(connection)  # lost while nothing was in flight
         left = self._since + self._reconnect_delay - time.monotonic()
         if self._closed or (self._reconnect_delay and left <= 0):
+            await asyncio.sleep(0)  # whoever asks again and again leaves a turn to who connects
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         self._begin()
         await asyncio.wait((self._news,), timeout=left if self._reconnect_delay else None)

@@ -290,6 +290,30 @@ async def test_a_request_that_ends_every_connection_is_given_up(tmp_path: Path) 
         await driver.close()
 
 
+async def test_requests_that_fail_at_once_leave_others_a_turn(tmp_path: Path) -> None:
+    """Such as who looks for the server meanwhile."""
+    path, turns = str(tmp_path / "socket"), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with FakeServer(MemoryDisk(SIZE, OLD)).serving(path) as server:
+        driver = await open_driver(NbdDriver, {"path": path, "reconnect-delay": 1})
+        server.cut()
+        assert await _gone(server)
+    driver.links._reconnect_delay = 1e-9  # it is over at once
+    counting = asyncio.ensure_future(count())
+    for _ in range(10):
+        with pytest.raises(OSError):
+            await read_from(driver, 0, NBYTES)
+    assert turns >= 10
+    counting.cancel()
+    await driver.close()
+
+
 async def test_another_export_is_not_taken_for_the_same(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     async with FakeServer(MemoryDisk(SIZE, OLD)).serving(path) as server:

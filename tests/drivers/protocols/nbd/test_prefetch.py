@@ -61,12 +61,20 @@ async def test_what_lies_between_is_read(path: str, tmp_path: Path) -> None:
             assert sum(nbytes for command, _, nbytes in asked(server) if command == CMD_READ) == SIZE
 
 
-async def test_an_error_of_the_server(path: str) -> None:
-    def script(session: Session, request: Request) -> bytes | None:
-        return ReplyPacker(Mode.EXTENDED).error(request, errno.EIO) if request.command == CMD_CACHE else None
+@pytest.mark.parametrize("fails", [{CMD_CACHE}, {CMD_CACHE, CMD_READ}])
+async def test_an_error_of_the_server(path: str, fails: set[int]) -> None:
+    """It is no error that a range cannot be cached, but that it cannot be read."""
 
-    async with FakeServer(MemoryDisk(SIZE), flags=ALL_FLAGS | FLAG_SEND_CACHE, script=script).serving(path):
-        async with await aioblock.open(f"nbd:unix:{path}", format="raw") as disk:
+    def script(session: Session, request: Request) -> bytes | None:
+        return ReplyPacker(Mode.EXTENDED).error(request, errno.EIO) if request.command in fails else None
+
+    server = FakeServer(MemoryDisk(SIZE), flags=ALL_FLAGS | FLAG_SEND_CACHE, script=script)
+    async with server.serving(path), await aioblock.open(f"nbd:unix:{path}", format="raw") as disk:
+        if CMD_READ not in fails:
+            await disk.prefetch(0, SIZE)
+        else:
             with pytest.raises(OSError) as caught:
                 await disk.prefetch(0, SIZE)
-            assert caught.value.errno == errno.EIO and disk.statistics.failed == 1
+            assert caught.value.errno == errno.EIO
+        assert disk.statistics.failed == (CMD_READ in fails)
+        assert {command for command, _, _ in asked(server)} == {CMD_CACHE, CMD_READ}
