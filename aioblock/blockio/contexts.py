@@ -37,6 +37,8 @@ async def context_runs(
         for name in names:
             if name not in known:
                 raise NotSupported(f"'{node.filename or node.name}' is not open with the metadata context '{name}'")
+        if not names:
+            return {}
         begin, end = aligned(node, offset, nbytes)
         found = await node.driver.context_runs(begin, end - begin, names)
         return {name: _cut(runs, offset - begin, nbytes) for name, runs in found.items()}

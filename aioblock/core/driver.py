@@ -132,7 +132,7 @@ class BlockDriver(ABC):
     def prefetch(self, offset: int, nbytes: int) -> "Awaitable[None]":
         """Have a range brought to where reads are fast; of any length. Advisory.
 
-        Without it, or NotSupported: drivers whose status is RAW pass it on to the child, for others it is read.
+        Without it drivers whose status is RAW pass it on to the child; else, and where it fails, the range is read.
         """
         raise NotSupported
 

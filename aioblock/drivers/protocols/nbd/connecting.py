@@ -52,8 +52,10 @@ async def connect(endpoint: Endpoint) -> Connection:
             connection = await _connect(endpoint)
             await _shake(connection, endpoint)
             return connection
-    except TimeoutError:
+    except TimeoutError as error:
         await _give_up(connection)
+        if error.errno:
+            raise  # the network's own
         raise OSError(
             errno.ETIMEDOUT, f"No answer from '{endpoint.address}' within {HANDSHAKE_SECONDS:.0f} seconds"
         ) from None
@@ -80,8 +82,6 @@ async def _connect(endpoint: Endpoint) -> Connection:
         raise OptionError(f"'{address}' is no address: {error}", option="server") from None
     except OSError as error:
         code = error.errno or errno.ECONNREFUSED  # several addresses, and several reasons: asyncio gives no errno
-        if isinstance(error, TimeoutError):
-            raise
         raise OSError(code, f"Failed to connect to '{address}': {os.strerror(code)}") from None
 
 

@@ -274,7 +274,7 @@ class NbdDriver(BlockDriver):
         nbytes = min(nbytes, self.links.info.size - offset)
         flags, length, payload = CMD_FLAG_REQ_ONE if one else 0, nbytes, None
         every = frozenset(self.links.contexts.values())
-        if contexts != every and self._flags & FLAG_BLOCK_STATUS_PAYLOAD:
+        if contexts != every and self.links.mode is Mode.EXTENDED and self._flags & FLAG_BLOCK_STATUS_PAYLOAD:
             flags |= CMD_FLAG_PAYLOAD_LEN
             payload = memoryview(pack_filter(nbytes, tuple(contexts)))
             length = len(payload)

@@ -72,6 +72,7 @@ async def test_contexts_through_raw(path: str, disk: MemoryDisk) -> None:
             assert list(found[ALLOCATION].lengths) == [3996, 4096, 1908]
             assert found[DEPTH].flags == [2, 2, 2]
             assert (server.requests[-1].offset, server.requests[-1].length) == (8192, 12288)
+            assert await opened.context_runs(100, 10000, []) == {}
             with pytest.raises(NotSupported, match=f"not open with the metadata context '{BITMAP}'"):
                 await opened.context_runs(0, 512, [BITMAP])
             for offset, nbytes, code in ((SIZE, 512, errno.EIO), (0, 0, errno.EINVAL)):

@@ -81,6 +81,17 @@ async def test_what_would_connect_again(option: str) -> None:
         await open_driver(NbdDriver, fd_option(0, **{option: 2}))
 
 
+async def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the network says is told, not that our own time is over."""
+
+    async def dial(*args: Any) -> Any:
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr("aioblock.drivers.protocols.nbd.connecting.dial", dial)
+    with pytest.raises(TimeoutError, match="Failed to connect to '1:9': Connection timed out"):
+        await open_driver(NbdDriver, {"server": {"type": "vsock", "cid": "1", "port": "9"}})
+
+
 async def test_vsock() -> None:
     listening = None
     try:
