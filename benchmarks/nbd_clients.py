@@ -226,7 +226,7 @@ def _begin(pipe: Connection, nice: int, work: Callable[..., None], args: tuple[A
 
 @contextmanager
 def elsewhere(work: Callable[..., None], *args: Any, nice: int = 0) -> Iterator[Connection]:
-    """Run `work(pipe, *args)` in a process of its own, which has the other end of this pipe; it is killed at the end."""
+    """Run `work(pipe, *args)` in a process of its own, with the other end of this pipe; it is killed at the end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_begin, args=(theirs, nice, work, args))

@@ -3,17 +3,19 @@
 Heads of messages are parsed where they were received. A payload goes to the memory that its message names: what came
 with the head is copied there, and where much of it is to come, `get_buffer` gives that very memory out, so that it is
 received in place. `get_buffer` and `buffer_updated` follow each other with nothing in between: whoever takes the memory
-away from a payload (`_drop_payload`) does it before or after both.
+away from a payload (`_drop_payload`) does it before or after both; and all receivers of one loop may share the memory
+in which heads are received: between messages, none of them holds any.
 """
 
 from abc import ABC, abstractmethod
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Receiver"]
+__all__ = ["SCRATCH", "Receiver"]
 
 M = TypeVar("M")
 
-_CAPACITY: Final = 1 << 16
+SCRATCH: Final = 1 << 16
+"""How many bytes are received by one system call, unless they belong to a long payload."""
 _IN_PLACE: Final = 1 << 14
 """A payload of which less is missing is received together with what follows it: one system call for many messages."""
 
@@ -21,10 +23,13 @@ _IN_PLACE: Final = 1 << 14
 class Receiver(ABC, Generic[M]):
     """Bytes in, messages out. After an error it is of no use any more."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray(_CAPACITY)
+    def __init__(self, scratch: bytearray | None = None) -> None:
+        """`scratch`: memory of SCRATCH bytes that it may share with other receivers of the loop; None: its own."""
+        self._buffer = scratch if scratch is not None else bytearray(SCRATCH)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self._rest = b""
+        """The part of a head that came last; what is in the scratch is lost when others have used it."""
         self._sink: memoryview | None = None
         """Where the payload goes that is being received; None while none is, or where it is dropped."""
         self._filled = 0
@@ -35,17 +40,17 @@ class Receiver(ABC, Generic[M]):
     @property
     def at_boundary(self) -> bool:
         """Whether the stream may end here: no message has begun."""
-        return not self._missing and self._start == self._end
+        return not self._missing and not self._rest
 
     def get_buffer(self) -> memoryview:
-        """Memory for what is received next; never empty. Say with `buffer_updated` how much came."""
+        """Memory for what is received next; never empty. Say with `buffer_updated` how much came, if anything did."""
         if self._missing >= _IN_PLACE and self._sink is not None:
             self._in_place = True
             return self._sink[self._filled :]
-        if self._start:
-            rest = self._buffer[self._start : self._end]
-            self._start, self._end = 0, len(rest)
-            self._buffer[: self._end] = rest
+        self._in_place = False
+        self._start, self._end = 0, len(self._rest)
+        if self._rest:
+            self._buffer[: self._end] = self._rest
         return self._view[self._end :]
 
     def buffer_updated(self, nbytes: int) -> list[M]:
@@ -60,12 +65,15 @@ class Receiver(ABC, Generic[M]):
                 self._payload_done(found)
             return found
         self._end += nbytes
+        self._rest = b""
         while True:
             if self._missing:
                 if not self._take():
                     return found
                 self._payload_done(found)
             elif not self._head(found):
+                if self._start < self._end:
+                    self._rest = bytes(self._view[self._start : self._end])
                 return found
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[M]:

@@ -104,9 +104,10 @@ class RequestReceiver(Receiver[Request]):
         *,
         max_payload: int = MAX_PAYLOAD,
         allocate: Callable[[int], memoryview] = lambda nbytes: memoryview(bytearray(nbytes)),
+        scratch: bytearray | None = None,
     ) -> None:
-        """`allocate`: where the memory for the payload of a write comes from."""
-        super().__init__()
+        """`allocate`: where the memory for the payload of a write comes from. `scratch`: see Receiver."""
+        super().__init__(scratch)
         self._extended = mode is Mode.EXTENDED
         self._head_bytes = _EXTENDED.size if self._extended else _COMPACT.size
         self._unpack = _EXTENDED.unpack_from if self._extended else _COMPACT.unpack_from

@@ -20,6 +20,7 @@ from aioblock.nbd.constants import (
     Mode,
 )
 from aioblock.nbd.packing import ReplyPacker, pack_extents
+from aioblock.nbd.receiver import SCRATCH
 from aioblock.nbd.replies import ReadReply, Reply, StatusReply
 from aioblock.nbd.reply_receiver import ReplyReceiver
 from aioblock.nbd.requests import Request, RequestReceiver, pack_filter, pack_request
@@ -101,6 +102,22 @@ def test_replies_arrive_in_any_order(mode: Mode, cut: str) -> None:
     assert write.error is not None and write.error.errno == errno.ENOSPC
     assert getattr(write.error, "__notes__", []) == ([] if mode is Mode.SIMPLE else ["The server says: full up"])
     assert all(reply.error is None for reply in (*reads, flush))
+
+
+def test_receivers_share_memory_between_messages() -> None:
+    scratch = bytearray(SCRATCH)
+    receivers = [RequestReceiver(Mode.SIMPLE, scratch=scratch) for _ in range(3)]
+    data = bytes(range(200))
+    streams = [pack_request(Mode.SIMPLE, CMD_WRITE, 0, n, n, len(data)) + data[::-1][n:] + data[:n] for n in range(3)]
+    found: list[Request] = []
+    for at in range(len(streams[0])):
+        for receiver, stream in zip(receivers, streams, strict=True):
+            assert receiver.get_buffer().obj is scratch
+            receiver.get_buffer()  # asked for memory again: nothing had come
+            assert receiver.at_boundary is (at == 0)
+            found += receiver.feed(stream[at : at + 1])
+    assert [(request.cookie, request.offset) for request in found] == [(0, 0), (1, 1), (2, 2)]
+    assert [bytes(request.data or b"") for request in found] == [stream[-len(data) :] for stream in streams]
 
 
 def test_a_long_read_is_received_in_place() -> None:

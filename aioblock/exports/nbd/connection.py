@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Phase"]
 
 _log = logging.getLogger(__name__)
-_HANDSHAKE_BYTES: Final = 1 << 14
 _EARLY_BYTES: Final = 1 << 18
 
 
@@ -54,7 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._handshake = ServerHandshake(tls=server.tls_policy, mode=server.mode)
         self._session: Session | None = None
-        self._input = bytearray(_HANDSHAKE_BYTES)
+        self._input = server.scratch
         self._tls: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -235,8 +234,9 @@ class Connection(asyncio.BufferedProtocol):
         self.phase = Phase.SESSION
         self._deadline(server.limits.idle_timeout, self._idle_late)
         transport.write(self._handshake.take_output())
-        self._input = bytearray()
-        self._session = Session(transport, export, ready, server.limits, server.budget, server.memory, self._close)
+        self._session = Session(
+            transport, export, ready, server.limits, server.budget, server.memory, server.scratch, self._close
+        )
         server.session_begun(self)
         if self._transport is not None and self._transport.get_write_buffer_size():
             self._session.pause_writing()

@@ -1,4 +1,4 @@
-"""Memory: where long reads go before they are sent, used again and again."""
+"""Memory: where long reads and writes wait; that of reads is used again and again."""
 
 from typing import Final
 
@@ -24,7 +24,10 @@ class Memory:
         return f"<Memory kept={self._kept}>"
 
     def take(self, nbytes: int) -> memoryview:
-        """A view of `nbytes`, not 0. What is in it is not said. Never given back: it is just freed."""
+        """A view of `nbytes`. What is in it is not said. Never given back: it is just freed.
+
+        What is long takes neither memory nor time before something is put there: clients may announce it, and not send it.
+        """
         if nbytes < self.smallest:
             return memoryview(bytearray(nbytes))
         size = 1 << (nbytes - 1).bit_length()

@@ -18,6 +18,7 @@ from aioblock.exports.nbd.session import Budget
 from aioblock.graph.backend import BlockBackend
 from aioblock.nbd.constants import MAX_STRING, Mode
 from aioblock.nbd.export import ExportInfo
+from aioblock.nbd.receiver import SCRATCH
 from aioblock.nbd.server_handshake import TlsPolicy
 
 __all__ = ["NbdServer", "serve"]
@@ -52,6 +53,8 @@ class NbdServer:
         self.connections: set[Connection] = set()
         self.budget = Budget(self.limits.total_bytes)
         self.memory = Memory()
+        self.scratch = bytearray(SCRATCH)
+        """Where whatever clients send is received: it is used up before the next one's comes."""
         self.stopping = False
         self.sessions_begun = 0
         """How many clients have opened an export, ever."""

@@ -94,9 +94,13 @@ class Session:
         limits: "NbdLimits",
         budget: Budget,
         memory: Memory,
+        scratch: bytearray,
         ended: Callable[[], None],
     ) -> None:
-        """`ended`: called when the client has said goodbye, or `finish` was called, and everything is answered."""
+        """`scratch`: where requests are received, shared by all sessions: one that is idle has no such memory.
+
+        `ended`: called when the client has said goodbye, or `finish` was called, and everything is answered.
+        """
         self._transport = transport
         self.export = export
         self._disk = export.disk
@@ -108,7 +112,7 @@ class Session:
         self._budget = budget
         self._memory = memory
         self._ended = ended
-        self._receiver = RequestReceiver(ready.mode)
+        self._receiver = RequestReceiver(ready.mode, allocate=memory.take, scratch=scratch)
         self._packer = ReplyPacker(ready.mode)
         self._head_bytes = 16 if ready.mode is Mode.SIMPLE else 28 if ready.mode is Mode.STRUCTURED else 40
         self._backlog: deque[Request] = deque()
