@@ -42,6 +42,11 @@ class Receiver(ABC, Generic[M]):
         """Whether the stream may end here: no message has begun."""
         return not self._missing and not self._rest
 
+    @property
+    def incoming(self) -> int:
+        """How long the payload is, in bytes, that is being received into memory; 0: none is."""
+        return self._filled + self._missing if self._sink is not None else 0
+
     def get_buffer(self) -> memoryview:
         """Memory for what is received next; never empty. Say with `buffer_updated` how much came, if anything did."""
         if self._missing >= _IN_PLACE and self._sink is not None:

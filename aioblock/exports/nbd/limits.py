@@ -16,7 +16,7 @@ class NbdLimits:
     client_bytes: int = 32 << 20
     """Data of one client's requests and replies. A single request may be as long as MAX_PAYLOAD nevertheless."""
     total_bytes: int = 256 << 20
-    """The same of all clients together. One that holds nothing still gets a small request through."""
+    """The same of all clients together, beside up to 1 MiB of each."""
     handshake_timeout: float | None = 10.0
     """From the connection to the choice of an export, TLS included."""
     idle_timeout: float | None = None

@@ -26,7 +26,7 @@ class Memory:
     def take(self, nbytes: int) -> memoryview:
         """A view of `nbytes`. What is in it is not said. Never given back: it is just freed.
 
-        What is long takes neither memory nor time before something is put there: clients may announce it, and not send it.
+        What is long takes neither memory nor time before something is put there: it may be announced, and never come.
         """
         if nbytes < self.smallest:
             return memoryview(bytearray(nbytes))

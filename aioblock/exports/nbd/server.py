@@ -9,12 +9,12 @@ from typing import Self
 from aioblock.base.errors import OptionError
 from aioblock.core.authorization import Authorization
 from aioblock.core.tls import TlsCredentials
+from aioblock.exports.nbd.budget import Budget
 from aioblock.exports.nbd.connection import Connection
 from aioblock.exports.nbd.export import NbdExport
 from aioblock.exports.nbd.limits import NbdLimits
 from aioblock.exports.nbd.listening import Address, Listener, open_sockets
 from aioblock.exports.nbd.memory import Memory
-from aioblock.exports.nbd.session import Budget
 from aioblock.graph.backend import BlockBackend
 from aioblock.nbd.constants import MAX_STRING, Mode
 from aioblock.nbd.export import ExportInfo

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aioblock.base.errors import BlockError
 from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.eager import Finished, start
+from aioblock.exports.nbd.budget import RESERVE, Budget
 from aioblock.exports.nbd.contexts import MAX_RUNS
 from aioblock.exports.nbd.export import NbdExport
 from aioblock.exports.nbd.memory import Memory
@@ -42,7 +43,7 @@ from aioblock.nbd.server_handshake import Ready
 if TYPE_CHECKING:
     from aioblock.exports.nbd.limits import NbdLimits
 
-__all__ = ["Budget", "Session"]
+__all__ = ["Session"]
 
 _INLINE: Final = 1 << 18
 """Reads up to this length are tried on the spot: 40 us of copying."""
@@ -51,36 +52,7 @@ _TURN_BYTES: Final = 1 << 20
 """How much is answered on the spot before others get a turn: 0.5 ms."""
 _OVERHEAD: Final = 1024
 """What a request counts beside its data."""
-_SMALL: Final = 1 << 20
-"""How long a request may be that a client gets through although the bounds of all together are reached."""
 _CACHE_STEP: Final = 1 << 20
-
-
-class Budget:
-    """The bytes that all clients together hold."""
-
-    __slots__ = ("_waiting", "held", "total")
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.held = 0
-        self._waiting: dict[Callable[[], None], None] = {}
-
-    def wait(self, again: Callable[[], None]) -> None:
-        """Call back once, when something has been given back."""
-        self._waiting[again] = None
-
-    def forget(self, again: Callable[[], None]) -> None:
-        """Do not call back."""
-        self._waiting.pop(again, None)
-
-    def give_back(self, nbytes: int) -> None:
-        """Let others have it."""
-        self.held -= nbytes
-        if self._waiting:
-            waiting, self._waiting = self._waiting, {}
-            for again in waiting:
-                asyncio.get_running_loop().call_soon(again)
 
 
 class Session:
@@ -121,6 +93,10 @@ class Session:
         self._writes = 0
         self.held = 0
         """Bytes that count against the bounds."""
+        self._incoming = 0
+        """The bytes of the long write that is being received, or waits in the backlog."""
+        self._granted = 0
+        """What of these is held."""
         self._reading = True
         self._finishing = False
         self._over = False
@@ -147,7 +123,10 @@ class Session:
 
     def received(self, nbytes: int) -> None:
         """`nbytes` were received into the buffer. Raises: RemoteProtocolError."""
-        self.take(self._receiver.buffer_updated(nbytes))
+        requests = self._receiver.buffer_updated(nbytes)
+        if not self._incoming and self._receiver.incoming > RESERVE:
+            self._incoming = self._receiver.incoming  # it is received further when it may be held
+        self.take(requests)
 
     def received_before(self, data: bytes) -> None:
         """What came with the last option of the handshake. Raises: RemoteProtocolError."""
@@ -175,33 +154,37 @@ class Session:
                 backlog.clear()
                 break
             carried = request.length if request.command in (CMD_READ, CMD_WRITE) else 0
-            if not self._admit(carried):
-                break
             if turn <= 0 or turn_bytes <= 0:
                 self._again = True
                 self._loop.call_soon(self._work)
                 break
+            long = request.command == CMD_WRITE and carried == self._incoming != 0
+            if long and self._granted:
+                self._hold(-self._granted)
+            elif not self._admit(carried):
+                break
+            if long:
+                self._incoming = self._granted = 0
             turn -= 1
             turn_bytes -= carried
             backlog.popleft()
             self._serve(request, carried + _OVERHEAD)
-        self._set_reading(not backlog and not self._finishing)
+        if self._incoming and not self._granted and not backlog and self._admit(self._incoming):
+            self._granted = self._incoming
+            self._hold(self._granted)
+        self._set_reading(not backlog and self._granted == self._incoming and not self._finishing)
         self._send()
 
     def _admit(self, carried: int) -> bool:
         """Whether one more request may be worked on; if not, `_work` is called again when it may."""
         held = self.held
-        if not held:
-            if self._budget.held + carried > self._budget.total and carried > _SMALL:
-                self._budget.wait(self._work)
-                return False
+        at_work = len(self.tasks) + self._writes
+        if held and (held + carried > self._limits.client_bytes or at_work >= self._limits.requests):
+            return False
+        if self._budget.fits(held, carried):
             return True
-        if held + carried > self._limits.client_bytes or len(self.tasks) + self._writes >= self._limits.requests:
-            return False
-        if self._budget.held + carried > self._budget.total:
-            self._budget.wait(self._work)
-            return False
-        return True
+        self._budget.wait(self._work, held, carried)
+        return False
 
     def _set_reading(self, wanted: bool) -> None:
         if wanted is not self._reading:
@@ -214,8 +197,7 @@ class Session:
     # -- one request -------------------------------------------------------------------------------------------------
 
     def _serve(self, request: Request, weight: int) -> None:
-        self.held += weight
-        self._budget.held += weight
+        self._hold(weight)
         error, words = objection(request, self._info, self._mode)
         if error:
             self._answer(self._packer.error(request, error, words), weight)
@@ -392,6 +374,10 @@ class Session:
         self._release(nbytes)
         self._go_on()
 
+    def _hold(self, nbytes: int) -> None:
+        self.held += nbytes
+        self._budget.held += nbytes
+
     def _release(self, nbytes: int) -> None:
         self.held -= nbytes
         self._budget.give_back(nbytes)
@@ -416,7 +402,7 @@ class Session:
 
     def _go_on(self) -> None:
         """There may be room for more requests."""
-        if (self._backlog or self._finishing) and not self._again and not self._over:
+        if (self._backlog or self._finishing or self._incoming != self._granted) and not self._again and not self._over:
             self._again = True
             self._loop.call_soon(self._work)
 
@@ -442,8 +428,8 @@ class Session:
         self._replies.clear()
         self._borrowed.clear()
         self._sending.clear()  # the transport may still look at it: it is not given to anybody else
-        self._release(self._ready_bytes + self._sending_bytes)
-        self._ready_bytes = self._sending_bytes = 0
+        self._release(self._ready_bytes + self._sending_bytes + self._granted)
+        self._ready_bytes = self._sending_bytes = self._incoming = self._granted = 0
         for task in self.tasks:
             task.cancel()
 

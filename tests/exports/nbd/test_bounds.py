@@ -64,8 +64,8 @@ async def test_what_it_asked_comes_when_it_reads_again(path: str) -> None:
 
 
 async def test_the_bound_of_all_together_lets_small_requests_through(path: str) -> None:
-    limits = NbdLimits(client_bytes=4 * MIB, total_bytes=4 * MIB)
-    async with opened(Script(2 * MIB), writable=True) as disk, await serve(disk, path, limits=limits) as server:
+    limits = NbdLimits(client_bytes=4 * MIB, total_bytes=8 * MIB)
+    async with opened(Script(4 * MIB), writable=True) as disk, await serve(disk, path, limits=limits) as server:
         async with connected(path) as deaf, connected(path) as other:
             await deaf.open()
             await other.open()
@@ -74,8 +74,8 @@ async def test_the_bound_of_all_together_lets_small_requests_through(path: str) 
                 deaf.send(CMD_READ, 0, MIB, cookie=cookie)
             while server.budget.held < 3 * MIB:
                 await other.ask(CMD_READ, 0, 512)
-            assert (await other.ask(CMD_READ, 0, MIB)).error == 0
-            long = asyncio.create_task(other.ask(CMD_READ, 0, 2 * MIB))
+            assert (await other.ask(CMD_READ, 0, 2 * MIB)).error == 0
+            long = asyncio.create_task(other.ask(CMD_READ, 0, 4 * MIB))
             for _ in range(50):
                 await asyncio.sleep(0)
             assert not long.done()
