@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Phase"]
 
 _log = logging.getLogger(__name__)
-_EARLY_BYTES: Final = 1 << 18
+_PIECE: Final = 512
+"""How much of a handshake is worked on at a time, in bytes: 32 options, 0.2 ms."""
+_EARLY_BYTES: Final = 1 << 14
 
 
 class Phase(Enum):
@@ -53,7 +55,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._handshake = ServerHandshake(tls=server.tls_policy, mode=server.mode)
         self._session: Session | None = None
-        self._input = server.scratch
+        self._door = server.door
+        self._piece = b""
         self._tls: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -84,21 +87,43 @@ class Connection(asyncio.BufferedProtocol):
         """Where the next bytes go."""
         if self._session is not None:
             return self._session.get_buffer()
-        return memoryview(self._input)
+        return memoryview(self._server.scratch)[:_PIECE]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many came."""
         try:
             if self._session is not None:
+                self._door.served = True
                 self._session.received(nbytes)
             elif self.phase is Phase.TLS:  # TLS is there, and we have not been told yet
-                self._early += memoryview(self._input)[:nbytes]
+                self._early += memoryview(self._server.scratch)[:nbytes]
                 if len(self._early) > _EARLY_BYTES:
                     self._drop("The client sends on, without waiting for an answer")
             elif self.phase is Phase.HANDSHAKE:
-                self._events(self._handshake.feed(memoryview(self._input)[:nbytes]))
+                assert self._transport is not None
+                self._transport.pause_reading()
+                self._piece = bytes(memoryview(self._server.scratch)[:nbytes])
+                self._door.enter(self._work_on_piece)
         except NbdError as error:
             self._drop(str(error))
+
+    def _work_on_piece(self) -> None:
+        """Go on with the handshake, when it is its turn."""
+        piece, self._piece = self._piece, b""
+        if self.phase is not Phase.HANDSHAKE:
+            return  # it was dropped since
+        try:
+            self._events(self._handshake.feed(piece))
+        except NbdError as error:
+            self._drop(str(error))
+        self._receive_piece()
+
+    def _receive_piece(self) -> None:
+        """Receive more of the handshake, when what came is worked on and the client has taken the answers."""
+        if self.phase is Phase.HANDSHAKE and not self._piece:
+            assert self._transport is not None
+            if not self._transport.get_write_buffer_size():
+                self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """The client sends nothing more: what it has asked is still answered."""
@@ -124,6 +149,8 @@ class Connection(asyncio.BufferedProtocol):
             self._send_timer.cancel()
         if self._session is not None:
             self._session.resume_writing()
+        else:
+            self._receive_piece()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is closed, by whomever. Called again: nothing happens."""
@@ -234,6 +261,7 @@ class Connection(asyncio.BufferedProtocol):
         self.phase = Phase.SESSION
         self._deadline(server.limits.idle_timeout, self._idle_late)
         transport.write(self._handshake.take_output())
+        transport.resume_reading()
         self._session = Session(
             transport, export, ready, server.limits, server.budget, server.memory, server.scratch, self._close
         )

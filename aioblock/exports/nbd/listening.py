@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from aioblock.base.errors import OptionError
+from aioblock.exports.nbd.door import Door
 
 __all__ = ["Address", "Listener", "activated_sockets", "open_sockets"]
 
 Address = str | tuple[str, int | str] | socket.socket
 """The path of a Unix socket; host and port of TCP; a socket that listens already."""
 
-_BACKLOG = 128
+_BACKLOG = 1024
+"""Clients that the kernel lets wait, if its net.core.somaxconn does: it refuses more of them."""
 _FIRST_FD = 3
 _BREATHE = 0.5
 """Seconds until the next try where the process has no descriptor left."""
@@ -116,14 +118,16 @@ def activated_sockets() -> list[socket.socket]:
 
 
 class Listener:
-    """Accepts clients on one socket, while it may."""
+    """Accepts clients on one socket, while it may, one by one."""
 
-    def __init__(self, sock: socket.socket, accepted: Callable[[socket.socket], bool]) -> None:
-        """`accepted` is given each client's socket, and says whether there may be more."""
+    def __init__(self, sock: socket.socket, door: Door, accepted: Callable[[socket.socket], None]) -> None:
+        """`accepted` is given each client's socket, and calls `off` when there may be no more."""
         self.sock = sock
+        self._door = door
         self._accepted = accepted
         self._loop = asyncio.get_running_loop()
         self._on = False
+        self._watching = False
         self._timer: asyncio.TimerHandle | None = None
         self._inode = self._inode_of_path()
 
@@ -134,16 +138,15 @@ class Listener:
         """Accept clients."""
         if not self._on:
             self._on = True
-            self._loop.add_reader(self.sock, self._accept)
+            self._watch()
 
     def off(self) -> None:
         """Let clients wait."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._on:
-            self._on = False
-            self._loop.remove_reader(self.sock)
+        self._on = False
+        self._unwatch()
 
     def close(self) -> None:
         """Listen no more; the path of a Unix socket is removed, if it is still this one's."""
@@ -163,18 +166,37 @@ class Listener:
             return None
         return (found.st_dev, found.st_ino) if found is not None else None
 
+    def _watch(self) -> None:
+        if not self._watching:
+            self._watching = True
+            self._loop.add_reader(self.sock, self._somebody_there)
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self.sock)
+
+    def _somebody_there(self) -> None:
+        self._unwatch()
+        self._door.enter(self._accept)
+
     def _accept(self) -> None:
-        while self._on:
-            try:
-                client, _ = self.sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF_FDS:
-                    raise
-                self.off()
-                self._timer = self._loop.call_later(_BREATHE, self.on)
-                return
-            client.setblocking(False)
-            if not self._accepted(client):
-                return
+        """Accept one client. Others get their turn before the next one, however many there are."""
+        if not self._on or self._watching:  # it was turned off since, or off and on
+            return
+        try:
+            client, _ = self.sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            self._watch()
+            return
+        except OSError as error:
+            if error.errno not in _OUT_OF_FDS:
+                raise
+            self.off()
+            self._timer = self._loop.call_later(_BREATHE, self.on)
+            return
+        client.setblocking(False)
+        self._accepted(client)
+        if self._on:
+            self._unwatch()
+            self._door.enter(self._accept)

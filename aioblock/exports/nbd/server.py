@@ -8,9 +8,11 @@ from typing import Self
 
 from aioblock.base.errors import OptionError
 from aioblock.core.authorization import Authorization
+from aioblock.core.eager import Finished, start
 from aioblock.core.tls import TlsCredentials
 from aioblock.exports.nbd.budget import Budget
 from aioblock.exports.nbd.connection import Connection
+from aioblock.exports.nbd.door import Door
 from aioblock.exports.nbd.export import NbdExport
 from aioblock.exports.nbd.limits import NbdLimits
 from aioblock.exports.nbd.listening import Address, Listener, open_sockets
@@ -55,6 +57,7 @@ class NbdServer:
         self.memory = Memory()
         self.scratch = bytearray(SCRATCH)
         """Where whatever clients send is received: it is used up before the next one's comes."""
+        self.door = Door()
         self.stopping = False
         self.sessions_begun = 0
         """How many clients have opened an export, ever."""
@@ -116,8 +119,7 @@ class NbdServer:
     async def listen(self, address: Address) -> None:
         """Accept clients at one more address. Failed: it does not listen there. Raises: OSError."""
         for sock in await open_sockets(address):
-            listener = Listener(sock, self._accepted)
-            self._listeners.append(listener)
+            self._listeners.append(Listener(sock, self.door, self._accepted))
         self._admit()
 
     def _admit(self) -> None:
@@ -131,13 +133,14 @@ class NbdServer:
             else:
                 listener.off()
 
-    def _accepted(self, client: socket.socket) -> bool:
-        task = self._loop.create_task(self._connect(client))
-        self._accepting.add(task)
-        task.add_done_callback(self._connected)
+    def _accepted(self, client: socket.socket) -> None:
+        begun = start(self._connect(client))
+        if isinstance(begun, Finished):
+            begun.result()
+        else:
+            self._accepting.add(begun)
+            begun.add_done_callback(self._connected)
         self._admit()
-        limit = self.limits.connections
-        return limit is None or len(self.connections) + len(self._accepting) < limit
 
     async def _connect(self, client: socket.socket) -> None:
         if client.family != socket.AF_UNIX:
@@ -187,6 +190,7 @@ class NbdServer:
         if self._accepting:
             await asyncio.wait(self._accepting)
         await self._stop(list(self.connections))
+        self.door.close()
         for export in self.exports.values():
             export.end()
         self.exports.clear()
