@@ -263,7 +263,15 @@ class Connection(asyncio.BufferedProtocol):
         transport.write(self._handshake.take_output())
         transport.resume_reading()
         self._session = Session(
-            transport, export, ready, server.limits, server.budget, server.memory, server.scratch, self._close
+            transport,
+            export,
+            ready,
+            server.limits,
+            server.budget,
+            server.memory,
+            server.scratch,
+            server.door,
+            self._close,
         )
         server.session_begun(self)
         if self._transport is not None and self._transport.get_write_buffer_size():

@@ -1,7 +1,8 @@
 """Door: the share of the loop's time that clients have who have not opened an export yet.
 
-To come in costs a server far more than to be sent away costs the client. So what comes before the first request
-(accepting, options) is done piece by piece, and while others are served takes a quarter of the time.
+To come in costs the server far more than it costs the client. So what comes before the first request (accepting,
+options) is done piece by piece, and while others are served takes a bounded share of the time. Clients come back here
+whose requests are all refused.
 """
 
 import asyncio
@@ -12,9 +13,14 @@ from typing import Final
 
 __all__ = ["Door"]
 
-_SHARE: Final = 0.25
-_BURST: Final = 0.001
-"""Seconds at a time: what a timer of the loop can measure, and others notice least."""
+_SHARE: Final = 0.1
+"""Of the time that passes. What a connection costs outside of its pieces (its transport, its end) is twice as much."""
+_BURST: Final = 0.0005
+"""Seconds at a time: as little as the loop's timers, which count milliseconds, let that share be."""
+_REST: Final = 0.001
+"""Seconds until the next time at least: a loop that never sleeps lets no thread have the interpreter: writes wait."""
+_QUIET: Final = 0.01
+"""Seconds after which nobody is served any more. Between two requests of one client, nobody is for less."""
 
 
 class Door:
@@ -28,7 +34,7 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Callable[[], None]] = deque()
         self._allowance = _BURST
-        self._at = clock()
+        self._at = self._served_at = clock()
         self._next: asyncio.Handle | None = None
 
     def __repr__(self) -> str:
@@ -49,9 +55,10 @@ class Door:
     def _work(self) -> None:
         self._next = None
         now = self._clock()
-        earned = (now - self._at) * _SHARE if self.served else _BURST
-        self.served = False
-        self._allowance = min(self._allowance + earned, _BURST)
+        if self.served:
+            self.served, self._served_at = False, now
+        alone = now - self._served_at >= _QUIET
+        self._allowance = _BURST if alone else min(self._allowance + (now - self._at) * _SHARE, _BURST)
         self._at = now
         queue = self._queue
         while queue and self._allowance > 0:
@@ -59,6 +66,7 @@ class Door:
             now = self._clock()
             self._allowance -= now - self._at
             self._at = now
-        if queue:
-            wait = -self._allowance / _SHARE
-            self._next = self._loop.call_later(wait, self._work)
+        if queue and alone:
+            self._next = self._loop.call_soon(self._work)
+        elif queue:
+            self._next = self._loop.call_later(max(-self._allowance / _SHARE, _REST), self._work)

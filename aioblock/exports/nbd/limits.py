@@ -23,5 +23,5 @@ class NbdLimits:
     """Without any request, with none being worked on. Honest clients may be idle for days."""
     send_timeout: float | None = 60.0
     """Without the client taking a byte of what is ready for it."""
-    stop_timeout: float | None = 5.0
+    stop_timeout: float | None = 4.0
     """When the server stops: for the requests that it has accepted."""

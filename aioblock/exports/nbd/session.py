@@ -18,6 +18,7 @@ from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.eager import Finished, start
 from aioblock.exports.nbd.budget import RESERVE, Budget
 from aioblock.exports.nbd.contexts import MAX_RUNS
+from aioblock.exports.nbd.door import Door
 from aioblock.exports.nbd.export import NbdExport
 from aioblock.exports.nbd.memory import Memory
 from aioblock.nbd import errnos
@@ -67,10 +68,11 @@ class Session:
         budget: Budget,
         memory: Memory,
         scratch: bytearray,
+        door: Door,
         ended: Callable[[], None],
     ) -> None:
         """`scratch`: where requests are received, shared by all sessions: one that is idle has no such memory.
-
+        `door`: where it waits for its turn when it asks nothing but what is refused.
         `ended`: called when the client has said goodbye, or `finish` was called, and everything is answered.
         """
         self._transport = transport
@@ -83,6 +85,7 @@ class Session:
         self._limits = limits
         self._budget = budget
         self._memory = memory
+        self._door = door
         self._ended = ended
         self._receiver = RequestReceiver(ready.mode, allocate=memory.take, scratch=scratch)
         self._packer = ReplyPacker(ready.mode)
@@ -101,6 +104,8 @@ class Session:
         self._finishing = False
         self._over = False
         self._again = False
+        self._refused = 0
+        """How many requests were refused since the last one that was not."""
         self._blocked = False
         self._replies: list[bytes | bytearray | memoryview] = []
         self._ready_bytes = 0
@@ -138,8 +143,20 @@ class Session:
         if self._finishing:
             return  # what comes behind a goodbye
         self._backlog.extend(requests)
-        if not self._again:
+        if self._again:
+            return
+        if self._refused < _TURN_REQUESTS:
             self._work()
+        else:
+            self._work_later()
+
+    def _work_later(self) -> None:
+        self._again = True
+        if self._refused < _TURN_REQUESTS:
+            self._loop.call_soon(self._work)
+        else:
+            self._set_reading(False)
+            self._door.enter(self._work)
 
     def _work(self) -> None:
         self._again = False
@@ -155,8 +172,7 @@ class Session:
                 break
             carried = request.length if request.command in (CMD_READ, CMD_WRITE) else 0
             if turn <= 0 or turn_bytes <= 0:
-                self._again = True
-                self._loop.call_soon(self._work)
+                self._work_later()
                 break
             long = request.command == CMD_WRITE and carried == self._incoming != 0
             if long and self._granted:
@@ -200,8 +216,10 @@ class Session:
         self._hold(weight)
         error, words = objection(request, self._info, self._mode)
         if error:
+            self._refused += 1
             self._answer(self._packer.error(request, error, words), weight)
             return
+        self._refused = 0
         if request.command == CMD_READ and 0 < request.length <= _INLINE and self._read_now(request, weight):
             return
         if request.command == CMD_WRITE and not request.flags and self._write_soon(request, weight):
