@@ -53,7 +53,6 @@ class Door:
             self._next.cancel()
 
     def _work(self) -> None:
-        self._next = None
         now = self._clock()
         if self.served:
             self.served, self._served_at = False, now
@@ -70,3 +69,5 @@ class Door:
             self._next = self._loop.call_soon(self._work)
         elif queue:
             self._next = self._loop.call_later(max(-self._allowance / _SHARE, _REST), self._work)
+        else:
+            self._next = None

@@ -142,3 +142,24 @@ async def test_a_long_write_waits_for_what_its_client_has_in_flight(path: str) -
                 assert (await client.ask(CMD_WRITE, 0, data=b"z" * (4 * MIB))).error == 0
             assert (await client.ask(CMD_READ, 0, 1)).data[-1:] == b"z"
             assert server.budget.held == 0
+
+
+# The end
+
+
+async def test_stop_with_clients_that_take_nothing_send_nothing_and_say_nothing(path: str) -> None:
+    limits = NbdLimits(stop_timeout=0.05)
+    async with opened(Script(4 * MIB), writable=True) as disk, AsyncExitStack() as stack:
+        server = await serve(disk, path, limits=limits)
+        silent, stalled, dripping, idle = [await stack.enter_async_context(connected(path)) for _ in range(4)]
+        for client in (stalled, dripping, idle):
+            await client.open()
+        stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for cookie in range(4):
+            stalled.send(CMD_READ, 0, 4 * MIB, cookie=cookie)
+        announce(dripping, 4 * MIB)
+        await until(lambda: server.budget.held > 8 * MIB, 2000)
+        await server.close()
+        assert not server.connections and server.budget.held == 0
+        for client in (silent, dripping, idle):
+            await client.at_end()
