@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import struct
 from collections.abc import Awaitable, Callable
@@ -162,5 +163,6 @@ async def _all(path: str, kinds: list[str], count: int) -> None:
 
 def hostile(pipe: Connection, path: str, kinds: list[str], count: int) -> None:
     """`count` clients, of these kinds in turns."""
+    logging.disable()  # of asyncio, which tells each time that the server has cut a connection
     pipe.send(None)
     asyncio.run(_all(path, kinds, count))

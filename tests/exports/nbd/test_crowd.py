@@ -30,14 +30,14 @@ async def test_clients_that_are_idle_hold_no_memory_to_receive_in(path: str) -> 
 
 
 async def test_a_write_that_is_announced_takes_no_memory_before_it_comes(path: str) -> None:
-    async with opened(Script(32 * MIB), writable=True) as disk, await serve(disk, path) as server:
+    async with opened(Script(4 * MIB), writable=True) as disk, await serve(disk, path) as server:
         async with connected(path) as client:
             await client.open()
-            client.writer.write(bytes.fromhex("2560951300000001") + bytes(16) + (32 * MIB).to_bytes(4, "big"))
+            client.writer.write(bytes.fromhex("2560951300000001") + bytes(16) + (4 * MIB).to_bytes(4, "big"))
             (connection,) = server.connections
-            await until(lambda: len(connection.get_buffer(-1)) == 32 * MIB)
+            await until(lambda: len(connection.get_buffer(-1)) == 4 * MIB)
             assert connection.get_buffer(-1).obj is not server.scratch
-            client.writer.write(b"x" * (32 * MIB))
+            client.writer.write(b"x" * (4 * MIB))
             assert (await client.reply()).error == 0
             assert (await client.ask(CMD_WRITE, 0, data=b"y")).error == 0
 
