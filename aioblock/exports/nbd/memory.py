@@ -1,4 +1,4 @@
-"""Memory: where long reads and writes wait; that of reads is used again and again."""
+"""Memory: where long reads and writes wait, used again and again."""
 
 from typing import Final
 

@@ -305,6 +305,7 @@ class Session:
     async def _write(self, request: Request, weight: int) -> None:
         assert request.data is not None
         await self._disk.pwrite(self._base + request.offset, request.data, _fua(request))
+        self._memory.give(request.data)  # not where it failed, or was cancelled: it may still be used
         self._answer(self._packer.success(request), weight)
 
     async def _flush(self, request: Request, weight: int) -> None:

@@ -1,6 +1,7 @@
 """Many clients of one server, some of whom mean it no good: what the others still get, and what each costs."""
 
 import asyncio
+import errno
 from contextlib import AsyncExitStack
 
 from aioblock.exports.nbd.budget import RESERVE, Budget
@@ -40,6 +41,19 @@ async def test_a_write_that_is_announced_takes_no_memory_before_it_comes(path: s
             client.writer.write(b"x" * (4 * MIB))
             assert (await client.reply()).error == 0
             assert (await client.ask(CMD_WRITE, 0, data=b"y")).error == 0
+
+
+async def test_memory_of_long_writes_is_used_again_but_of_those_that_failed(path: str) -> None:
+    script = Script(MIB)
+    async with opened(script, writable=True) as disk, await serve(disk, path) as server, connected(path) as client:
+        await client.open()
+        for byte in b"abc":
+            assert (await client.ask(CMD_WRITE, 0, data=bytes([byte]) * MIB)).error == 0
+            assert repr(server.memory) == f"<Memory kept={MIB}>"
+            assert script.content == bytes([byte]) * MIB
+        script.fail("pwritev", OSError(errno.EIO, "broken"))
+        assert (await client.ask(CMD_WRITE, 0, data=bytes(MIB))).error == errno.EIO
+        assert repr(server.memory) == "<Memory kept=0>"
 
 
 # What all hold together
