@@ -13,7 +13,7 @@ from typing import Final
 
 __all__ = ["Door"]
 
-_SHARE: Final = 0.1
+_SHARE: Final = 0.07
 """Of the time that passes. What a connection costs outside of its pieces (its transport, its end) is twice as much."""
 _BURST: Final = 0.0005
 """Seconds at a time: as little as the loop's timers, which count milliseconds, let that share be."""

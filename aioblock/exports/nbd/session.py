@@ -51,6 +51,7 @@ _INLINE: Final = 1 << 18
 _TURN_REQUESTS: Final = 64
 _TURN_BYTES: Final = 1 << 20
 """How much is answered on the spot before others get a turn: 0.5 ms."""
+_LITTLE: Final = _TURN_REQUESTS * 28
 _OVERHEAD: Final = 1024
 """What a request counts beside its data."""
 _CACHE_STEP: Final = 1 << 20
@@ -156,7 +157,16 @@ class Session:
             self._loop.call_soon(self._work)
         else:
             self._set_reading(False)
+            self.get_buffer = self._get_little
             self._door.enter(self._work)
+
+    def _get_little(self) -> memoryview:
+        """While everything is refused: memory for as many requests as are worked on at a time, or fewer."""
+        room = self._receiver.get_buffer()
+        if self._refused >= _TURN_REQUESTS:
+            return room[:_LITTLE]
+        self.get_buffer = self._receiver.get_buffer
+        return room
 
     def _work(self) -> None:
         self._again = False
