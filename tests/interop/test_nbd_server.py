@@ -114,7 +114,7 @@ async def test_qemu_img_and_qemu_io(image: Path, path: str, tmp_path: Path) -> N
         await run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri(path), tmp_path / "copy.qcow2")
         runs = json.loads((await run("qemu-img", "map", "-f", "raw", "--output=json", uri(path))).stdout)
         assert sum(run["length"] for run in runs) == 8 * MIB
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
     oracle.assert_same(tmp_path / "copy.qcow2", image, ("qcow2", "qcow2"))
 
 

@@ -55,7 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._handshake = ServerHandshake(tls=server.tls_policy, mode=server.mode)
         self._session: Session | None = None
-        self._door = server.door
+        self._door = server.resources.door
         self._piece = b""
         self._tls: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -87,7 +87,7 @@ class Connection(asyncio.BufferedProtocol):
         """Where the next bytes go."""
         if self._session is not None:
             return self._session.get_buffer()
-        return memoryview(self._server.scratch)[:_PIECE]
+        return memoryview(self._server.resources.scratch)[:_PIECE]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many came."""
@@ -96,13 +96,13 @@ class Connection(asyncio.BufferedProtocol):
                 self._door.served = True
                 self._session.received(nbytes)
             elif self.phase is Phase.TLS:  # TLS is there, and we have not been told yet
-                self._early += memoryview(self._server.scratch)[:nbytes]
+                self._early += memoryview(self._server.resources.scratch)[:nbytes]
                 if len(self._early) > _EARLY_BYTES:
                     self._drop("The client sends on, without waiting for an answer")
             elif self.phase is Phase.HANDSHAKE:
                 assert self._transport is not None
                 self._transport.pause_reading()
-                self._piece = bytes(memoryview(self._server.scratch)[:nbytes])
+                self._piece = bytes(memoryview(self._server.resources.scratch)[:nbytes])
                 self._door.enter(self._work_on_piece)
         except NbdError as error:
             self._drop(str(error))
@@ -262,17 +262,7 @@ class Connection(asyncio.BufferedProtocol):
         self._deadline(server.limits.idle_timeout, self._idle_late)
         transport.write(self._handshake.take_output())
         transport.resume_reading()
-        self._session = Session(
-            transport,
-            export,
-            ready,
-            server.limits,
-            server.budget,
-            server.memory,
-            server.scratch,
-            server.door,
-            self._close,
-        )
+        self._session = Session(transport, export, ready, server.resources, self._close)
         server.session_begun(self)
         if self._transport is not None and self._transport.get_write_buffer_size():
             self._session.pause_writing()

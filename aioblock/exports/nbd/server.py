@@ -10,17 +10,14 @@ from aioblock.base.errors import OptionError
 from aioblock.core.authorization import Authorization
 from aioblock.core.eager import Finished, start
 from aioblock.core.tls import TlsCredentials
-from aioblock.exports.nbd.budget import Budget
 from aioblock.exports.nbd.connection import Connection
-from aioblock.exports.nbd.door import Door
 from aioblock.exports.nbd.export import NbdExport
 from aioblock.exports.nbd.limits import NbdLimits
 from aioblock.exports.nbd.listening import Address, Listener, open_sockets
-from aioblock.exports.nbd.memory import Memory
+from aioblock.exports.nbd.resources import Resources
 from aioblock.graph.backend import BlockBackend
 from aioblock.nbd.constants import MAX_STRING, Mode
 from aioblock.nbd.export import ExportInfo
-from aioblock.nbd.receiver import SCRATCH
 from aioblock.nbd.server_handshake import TlsPolicy
 
 __all__ = ["NbdServer", "serve"]
@@ -43,6 +40,7 @@ class NbdServer:
     ) -> None:
         """See `serve`. `mode`: the best that clients may have. Raises: OptionError, NotSupported."""
         self.limits = limits if limits is not None else NbdLimits()
+        self.resources = Resources(self.limits)
         self.ssl_context = tls.ssl_context() if isinstance(tls, TlsCredentials) else tls
         self.tls_policy = TlsPolicy.OFF
         if self.ssl_context is not None:
@@ -53,11 +51,6 @@ class NbdServer:
         self.mode = mode
         self.exports: dict[str, NbdExport] = {}
         self.connections: set[Connection] = set()
-        self.budget = Budget(self.limits.total_bytes)
-        self.memory = Memory()
-        self.scratch = bytearray(SCRATCH)
-        """Where whatever clients send is received: it is used up before the next one's comes."""
-        self.door = Door()
         self.stopping = False
         self.sessions_begun = 0
         """How many clients have opened an export, ever."""
@@ -119,7 +112,7 @@ class NbdServer:
     async def listen(self, address: Address) -> None:
         """Accept clients at one more address. Failed: it does not listen there. Raises: OSError."""
         for sock in await open_sockets(address):
-            self._listeners.append(Listener(sock, self.door, self._accepted))
+            self._listeners.append(Listener(sock, self.resources.door, self._accepted))
         self._admit()
 
     def _admit(self) -> None:
@@ -190,7 +183,7 @@ class NbdServer:
         if self._accepting:
             await asyncio.wait(self._accepting)
         await self._stop(list(self.connections))
-        self.door.close()
+        self.resources.door.close()
         for export in self.exports.values():
             export.end()
         self.exports.clear()

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 from aioblock.base.errors import BlockError
 from aioblock.base.flags import REQ_FUA, REQ_MAY_UNMAP, REQ_NO_FALLBACK
 from aioblock.core.eager import Finished, start
-from aioblock.exports.nbd.budget import RESERVE, Budget
+from aioblock.exports.nbd.budget import RESERVE
 from aioblock.exports.nbd.contexts import MAX_RUNS
-from aioblock.exports.nbd.door import Door
 from aioblock.exports.nbd.export import NbdExport
-from aioblock.exports.nbd.memory import Memory
+from aioblock.exports.nbd.resources import Resources
 from aioblock.nbd import errnos
 from aioblock.nbd.constants import (
     CMD_BLOCK_STATUS,
@@ -42,7 +41,7 @@ from aioblock.nbd.requests import Request, RequestReceiver, objection
 from aioblock.nbd.server_handshake import Ready
 
 if TYPE_CHECKING:
-    from aioblock.exports.nbd.limits import NbdLimits
+    pass
 
 __all__ = ["Session"]
 
@@ -54,7 +53,6 @@ _TURN_BYTES: Final = 1 << 20
 _LITTLE: Final = _TURN_REQUESTS * 28
 _OVERHEAD: Final = 1024
 """What a request counts beside its data."""
-_CACHE_STEP: Final = 1 << 20
 
 
 class Session:
@@ -65,17 +63,10 @@ class Session:
         transport: asyncio.Transport,
         export: NbdExport,
         ready: Ready,
-        limits: "NbdLimits",
-        budget: Budget,
-        memory: Memory,
-        scratch: bytearray,
-        door: Door,
+        resources: Resources,
         ended: Callable[[], None],
     ) -> None:
-        """`scratch`: where requests are received, shared by all sessions: one that is idle has no such memory.
-        `door`: where it waits for its turn when it asks nothing but what is refused.
-        `ended`: called when the client has said goodbye, or `finish` was called, and everything is answered.
-        """
+        """`ended`: called when the client has said goodbye, or `finish` was called, and everything is answered."""
         self._transport = transport
         self.export = export
         self._disk = export.disk
@@ -83,12 +74,12 @@ class Session:
         self._info = ready.export
         self._mode = ready.mode
         self._contexts = ready.contexts
-        self._limits = limits
-        self._budget = budget
-        self._memory = memory
-        self._door = door
+        self._limits = resources.limits
+        self._budget = resources.budget
+        self._memory = resources.memory
+        self._door = resources.door
         self._ended = ended
-        self._receiver = RequestReceiver(ready.mode, allocate=memory.take, scratch=scratch)
+        self._receiver = RequestReceiver(ready.mode, allocate=resources.memory.take, scratch=resources.scratch)
         self._packer = ReplyPacker(ready.mode)
         self._head_bytes = 16 if ready.mode is Mode.SIMPLE else 28 if ready.mode is Mode.STRUCTURED else 40
         self._backlog: deque[Request] = deque()
@@ -329,16 +320,7 @@ class Session:
         self._answer(self._packer.success(request), weight)
 
     async def _cache(self, request: Request, weight: int) -> None:
-        """Read it, so that it is in memory."""
-        at, end = self._base + request.offset, self._base + request.offset + request.length
-        view = self._memory.take(min(_CACHE_STEP, max(request.length, 1)))
-        try:
-            while at < end:
-                nbytes = min(len(view), end - at)
-                await self._disk.readinto(at, view[:nbytes])
-                at += nbytes
-        finally:
-            self._memory.give(view)
+        await self._disk.prefetch(self._base + request.offset, request.length)
         self._answer(self._packer.success(request), weight)
 
     async def _write_zeroes(self, request: Request, weight: int) -> None:

@@ -43,10 +43,10 @@ async def test_a_client_that_never_reads_costs_no_more_than_its_share(path: str)
                 deaf.send(CMD_READ, 0, MIB, cookie=cookie)
             for _ in range(200):
                 await other.ask(CMD_READ, 0, 512)
-                assert server.budget.held <= limits.client_bytes + 64 * 1024
-            assert server.budget.held > 2 * MIB
+                assert server.resources.budget.held <= limits.client_bytes + 64 * 1024
+            assert server.resources.budget.held > 2 * MIB
         await gone(server)
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
         assert_idle(disk)
 
 
@@ -58,9 +58,9 @@ async def test_what_it_asked_comes_when_it_reads_again(path: str) -> None:
             for cookie in range(16):
                 client.send(CMD_READ, 0, MIB, cookie=cookie)
             assert sorted([(await client.reply()).cookie for _ in range(16)]) == list(range(16))
-            assert server.budget.held <= MIB + 64 * 1024
+            assert server.resources.budget.held <= MIB + 64 * 1024
         await gone(server)
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
 
 
 async def test_the_bound_of_all_together_lets_small_requests_through(path: str) -> None:
@@ -72,7 +72,7 @@ async def test_the_bound_of_all_together_lets_small_requests_through(path: str) 
             stingy(deaf)
             for cookie in range(16):
                 deaf.send(CMD_READ, 0, MIB, cookie=cookie)
-            while server.budget.held < 3 * MIB:
+            while server.resources.budget.held < 3 * MIB:
                 await other.ask(CMD_READ, 0, 512)
             assert (await other.ask(CMD_READ, 0, 2 * MIB)).error == 0
             long = asyncio.create_task(other.ask(CMD_READ, 0, 4 * MIB))
@@ -91,9 +91,9 @@ async def test_a_client_that_takes_nothing_is_dropped(path: str) -> None:
             stingy(deaf)
             for cookie in range(8):
                 deaf.send(CMD_READ, 0, MIB, cookie=cookie)
-            await until(lambda: server.budget.held, 2000)
+            await until(lambda: server.resources.budget.held, 2000)
             await gone(server)
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
         assert_idle(disk)
 
 

@@ -22,7 +22,9 @@ async def test_clients_that_are_idle_hold_no_memory_to_receive_in(path: str) -> 
             await idle.open()
             await other.open()
             await until(lambda: len(server.connections) == 3)
-            assert {id(connection.get_buffer(-1).obj) for connection in server.connections} == {id(server.scratch)}
+            assert {id(connection.get_buffer(-1).obj) for connection in server.connections} == {
+                id(server.resources.scratch)
+            }
             idle.writer.write(bytes.fromhex("256095130000"))  # a part of a head, which the others do not overwrite
             assert (await other.ask(CMD_READ, 0, 512)).error == 0
             await opening.open()
@@ -37,7 +39,7 @@ async def test_a_write_that_is_announced_takes_no_memory_before_it_comes(path: s
             client.writer.write(bytes.fromhex("2560951300000001") + bytes(16) + (4 * MIB).to_bytes(4, "big"))
             (connection,) = server.connections
             await until(lambda: len(connection.get_buffer(-1)) == 4 * MIB)
-            assert connection.get_buffer(-1).obj is not server.scratch
+            assert connection.get_buffer(-1).obj is not server.resources.scratch
             client.writer.write(b"x" * (4 * MIB))
             assert (await client.reply()).error == 0
             assert (await client.ask(CMD_WRITE, 0, data=b"y")).error == 0
@@ -49,11 +51,11 @@ async def test_memory_of_long_writes_is_used_again_but_of_those_that_failed(path
         await client.open()
         for byte in b"abc":
             assert (await client.ask(CMD_WRITE, 0, data=bytes([byte]) * MIB)).error == 0
-            assert repr(server.memory) == f"<Memory kept={MIB}>"
+            assert repr(server.resources.memory) == f"<Memory kept={MIB}>"
             assert script.content == bytes([byte]) * MIB
         script.fail("pwritev", OSError(errno.EIO, "broken"))
         assert (await client.ask(CMD_WRITE, 0, data=bytes(MIB))).error == errno.EIO
-        assert repr(server.memory) == "<Memory kept=0>"
+        assert repr(server.resources.memory) == "<Memory kept=0>"
 
 
 # What all hold together
@@ -120,20 +122,20 @@ async def test_writes_that_are_only_announced_count_and_others_go_on(path: str) 
             *hogs, waiting, other = clients
             for number, client in enumerate(hogs, 1):
                 announce(client, 4 * MIB)
-                await until(lambda held=number * 4 * MIB: server.budget.held == held)  # type: ignore[misc]
+                await until(lambda held=number * 4 * MIB: server.resources.budget.held == held)  # type: ignore[misc]
             announce(waiting, 4 * MIB)
             waiting.writer.write(b"x" * (4 * MIB))
             for _ in range(20):
                 assert (await other.ask(CMD_WRITE, 0, data=b"y" * MIB)).error == 0
                 assert (await other.ask(CMD_READ, 0, 2 * MIB)).error == 0
-            assert server.budget.held == 7 * 4 * MIB
+            assert server.resources.budget.held == 7 * 4 * MIB
             answer = asyncio.create_task(waiting.reply())
             hogs[0].writer.transport.abort()  # type: ignore[attr-defined]
             assert (await answer).error == 0
             assert (await waiting.ask(CMD_READ, 0, 1)).data[-1:] == b"x"
         while server.connections:
             await asyncio.wait([connection.gone for connection in server.connections])
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
 
 
 async def test_a_long_write_waits_for_what_its_client_has_in_flight(path: str) -> None:
@@ -149,13 +151,13 @@ async def test_a_long_write_waits_for_what_its_client_has_in_flight(path: str) -
             client.writer.write(b"x" * (4 * MIB))
             for _ in range(50):
                 await asyncio.sleep(0)
-            assert server.budget.held < 2 * MIB
+            assert server.resources.budget.held < 2 * MIB
             script.release()
             assert [(await client.reply()).cookie for _ in range(2)] == [2, 1]
             for _ in range(2):  # again, with nothing else in flight
                 assert (await client.ask(CMD_WRITE, 0, data=b"z" * (4 * MIB))).error == 0
             assert (await client.ask(CMD_READ, 0, 1)).data[-1:] == b"z"
-            assert server.budget.held == 0
+            assert server.resources.budget.held == 0
 
 
 # The end
@@ -172,8 +174,8 @@ async def test_stop_with_clients_that_take_nothing_send_nothing_and_say_nothing(
         for cookie in range(4):
             stalled.send(CMD_READ, 0, 4 * MIB, cookie=cookie)
         announce(dripping, 4 * MIB)
-        await until(lambda: server.budget.held > 8 * MIB, 2000)
+        await until(lambda: server.resources.budget.held > 8 * MIB, 2000)
         await server.close()
-        assert not server.connections and server.budget.held == 0
+        assert not server.connections and server.resources.budget.held == 0
         for client in (silent, dripping, idle):
             await client.at_end()

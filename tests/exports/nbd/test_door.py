@@ -95,7 +95,7 @@ async def test_a_flood_of_options_is_taken_piece_by_piece(path: str) -> None:
 
 async def test_clients_come_one_by_one(path: str) -> None:
     async with opened(Script(4096)) as disk, await serve(disk, path) as server:
-        door, most = server.door, 0
+        door, most = server.resources.door, 0
         enter = door.enter
 
         def watched(work: Callable[[], None]) -> None:
@@ -120,14 +120,14 @@ async def test_who_is_always_refused_waits_at_the_door_and_is_answered(path: str
     async with opened(Script(4096)) as disk, await serve(disk, path) as server, connected(path) as client:
         await client.open()
         entered = 0
-        enter = server.door.enter
+        enter = server.resources.door.enter
 
         def watched(work: Callable[[], None]) -> None:
             nonlocal entered
             entered += 1
             enter(work)
 
-        server.door.enter = watched  # type: ignore[method-assign]
+        server.resources.door.enter = watched  # type: ignore[method-assign]
         await client.ask(CMD_READ, 0, 512)
         assert entered == 0
         client.writer.write(

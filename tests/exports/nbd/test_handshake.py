@@ -107,7 +107,7 @@ async def test_a_cut_at_every_byte_of_the_handshake(path: str) -> None:
             async with connected(path) as client:
                 client.writer.write(stream[:at])
         await gone(server)
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
         async with connected(path) as client:
             await client.open()
 

@@ -51,7 +51,7 @@ async def serving(
         export = NbdExport(disk, **how)  # type: ignore[arg-type]
         async with await serve(export, path) as server, connected(path) as client:
             yield await client.open(mode=mode, contexts=contexts)
-        assert server.budget.held == 0
+        assert server.resources.budget.held == 0
         assert_idle(disk)
 
 
@@ -243,7 +243,7 @@ async def cutting(
                 yield await client.open(mode=mode)
             while server.connections:
                 await asyncio.wait([connection.gone for connection in server.connections])
-            assert server.budget.held == 0
+            assert server.resources.budget.held == 0
 
         yield script, client_of
         assert_idle(disk)
