@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from aioblock.core.secrets import Secret
     from aioblock.core.tls import TlsCredentials, TlsPsk, TlsX509, find_tls_credentials
     from aioblock.drivers.protocols.nbd.listing import list_exports
+    from aioblock.exports.nbd.client_info import NbdClientInfo
     from aioblock.exports.nbd.export import NbdExport
     from aioblock.exports.nbd.limits import NbdLimits
     from aioblock.exports.nbd.listening import activated_sockets
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from aioblock.jobs.differences import DifferentRange
     from aioblock.jobs.errors import PositionedError
     from aioblock.nbd.client_handshake import ListedExport
+    from aioblock.nbd.uri import NbdUri
 
 __version__ = "0.1.0"
 
@@ -134,6 +136,7 @@ _ELSEWHERE = {
     "graph.creating": ("typed_options",),
     "core.tls": ("TlsCredentials", "TlsPsk", "TlsX509", "find_tls_credentials"),
     "drivers.protocols.nbd.listing": ("list_exports",),
+    "exports.nbd.client_info": ("NbdClientInfo",),
     "exports.nbd.export": ("NbdExport",),
     "exports.nbd.limits": ("NbdLimits",),
     "exports.nbd.listening": ("activated_sockets",),
@@ -144,6 +147,7 @@ _ELSEWHERE = {
     "jobs.differences": ("DifferentRange",),
     "jobs.errors": ("PositionedError",),
     "nbd.client_handshake": ("ListedExport",),
+    "nbd.uri": ("NbdUri",),
 }
 """Where the names are that are loaded when they are used: most programs need few of them, and shall start fast."""
 
@@ -209,10 +213,12 @@ __all__ = [
     "LocalProtocolError",
     "Measurement",
     "NamedObject",
+    "NbdClientInfo",
     "NbdError",
     "NbdExport",
     "NbdLimits",
     "NbdServer",
+    "NbdUri",
     "NodeInUse",
     "NotSupported",
     "Opening",

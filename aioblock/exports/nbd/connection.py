@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from aioblock.base.errors import NbdError, message_of
 from aioblock.core.authorization import distinguished_name
+from aioblock.exports.nbd.client_info import NbdClientInfo
 from aioblock.exports.nbd.session import Session
 from aioblock.nbd.constants import REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN
 from aioblock.nbd.server_handshake import (
@@ -49,9 +50,13 @@ class Phase(Enum):
 class Connection(asyncio.BufferedProtocol):
     """The protocol object of one client's transport."""
 
-    def __init__(self, server: "NbdServer") -> None:
+    def __init__(self, server: "NbdServer", number: int, peer: str) -> None:
+        """`number`, `peer`: see NbdClientInfo."""
         self._server = server
+        self.number = number
+        self.peer = peer
         self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._transport: asyncio.Transport | None = None
         self._handshake = ServerHandshake(tls=server.tls_policy, mode=server.mode)
         self._session: Session | None = None
@@ -297,6 +302,26 @@ class Connection(asyncio.BufferedProtocol):
         self._send_timer = self._loop.call_later(timeout, self._send_late, timeout)
 
     # -- end ---------------------------------------------------------------------------------------------------------
+
+    def info(self) -> NbdClientInfo:
+        """What the client does now, or did when it is gone."""
+        session = self._session
+        seconds = self._loop.time() - self._began
+        if session is None:
+            return NbdClientInfo(self.number, self.peer, self.phase.value, self._encrypted, seconds)
+        return NbdClientInfo(
+            self.number,
+            self.peer,
+            self.phase.value,
+            self._encrypted,
+            seconds,
+            session.export_name,
+            session.requests,
+            session.bytes_read,
+            session.bytes_written,
+            len(session.tasks),
+            session.held,
+        )
 
     @property
     def export(self) -> "NbdExport | None":

@@ -72,6 +72,7 @@ class Session:
         self._disk = export.disk
         self._base = export.offset
         self._info = ready.export
+        self.export_name = ready.export.canonical_name
         self._mode = ready.mode
         self._contexts = ready.contexts
         self._limits = resources.limits
@@ -92,6 +93,8 @@ class Session:
         """The bytes of the long write that is being received, or waits in the backlog."""
         self._granted = 0
         """What of these is held."""
+        self.requests = self.bytes_read = self.bytes_written = 0
+        """What was taken up so far: see NbdClientInfo. Counted once a turn, which costs next to nothing."""
         self._reading = True
         self._finishing = False
         self._over = False
@@ -165,6 +168,7 @@ class Session:
             return
         backlog = self._backlog
         turn, turn_bytes = _TURN_REQUESTS, _TURN_BYTES
+        written = 0
         while backlog:
             request = backlog[0]
             if request.command == CMD_DISC:
@@ -184,8 +188,13 @@ class Session:
                 self._incoming = self._granted = 0
             turn -= 1
             turn_bytes -= carried
+            if request.command == CMD_WRITE:
+                written += carried
             backlog.popleft()
             self._serve(request, carried + _OVERHEAD)
+        self.requests += _TURN_REQUESTS - turn
+        self.bytes_read += _TURN_BYTES - turn_bytes - written
+        self.bytes_written += written
         if self._incoming and not self._granted and not backlog and self._admit(self._incoming):
             self._granted = self._incoming
             self._hold(self._granted)

@@ -35,6 +35,9 @@ SECTIONS = {
         "commit": "write an image into its backing file",
         "rebase": "give an image another backing file",
     },
+    "Serve": {
+        "serve": "let other programs and hosts use images over NBD",
+    },
     "Try": {
         "io": "single requests: read, write, zero, discard, status",
         "bench": "how fast an image is",

@@ -96,6 +96,7 @@ def _system(error: OSError) -> str:
         return "Check the name; a relative one counts from the current directory."
     return {
         errno.EAGAIN: "Stop the program that uses it. To only look at it as it is now, add --force-share.",
+        errno.EADDRINUSE: "Something is there already. Take another one: --tcp HOST:PORT (port 0: any), --unix PATH.",
         errno.EACCES: "Check who may read and write the file: ls -l",
         errno.EPERM: "Check who may read and write the file: ls -l",
         errno.ENOSPC: "Make room on that file system, and start again: what was there before is unchanged.",

@@ -66,7 +66,7 @@ async def _serve(asked: CommandLine, ready: Callable[[], None]) -> int:
         if asked.pid_file is not None:
             _write_pid(asked.pid_file)
         if not asked.persistent:
-            server.on_client_gone = lambda: _maybe_end(server, end)
+            server.on_client_gone = lambda _: _maybe_end(server, end)
         ready()
         await end.wait()
     return 0
