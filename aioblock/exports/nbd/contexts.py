@@ -24,7 +24,7 @@ from aioblock.nbd.constants import STATE_DIRTY, STATE_HOLE, STATE_ZERO
 if TYPE_CHECKING:
     from aioblock.blockio.extents import ChainExtents
 
-__all__ = ["MAX_RUNS", "AllocationContext", "BitmapContext", "Context", "DepthContext"]
+__all__ = ["MAX_RUNS", "AllocationContext", "BitmapContext", "Context", "DepthContext", "TailContext"]
 
 MAX_RUNS: Final = 1 << 17
 """How many runs an answer may have: 1 MiB of them, as the specification bounds it."""
@@ -120,6 +120,27 @@ def _flags_of(batch: "ChainExtents", depth: bool) -> list[int]:
 
 
 _STATE_OF: Final = [_state(flags) for flags in range(256)]
+
+
+class TailContext(Context):
+    """What another one says, and of what lies behind the end of the disk: `flags`; None: what it says before that."""
+
+    def __init__(self, inner: Context, disk: BlockBackend, flags: int | None) -> None:
+        self._inner = inner
+        self._disk = disk
+        self._flags = flags
+
+    async def runs(self, offset: int, nbytes: int, limit: int) -> Runs:
+        """See `Context.runs`."""
+        inside = max(min(nbytes, self._disk.length - offset), 0)
+        found = await self._inner.runs(offset, inside, limit) if inside else Runs(limit)
+        if inside < nbytes and sum(found.lengths) == inside:
+            before = found.flags[-1] if found.flags else _BEHIND
+            found.add(nbytes - inside, before if self._flags is None else self._flags)
+        return found
+
+
+_BEHIND: Final = STATE_HOLE | STATE_ZERO
 
 
 class BitmapContext(Context):

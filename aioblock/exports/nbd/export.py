@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from aioblock.base.errors import OptionError
 from aioblock.core.dirty_bitmap import DirtyBitmap
-from aioblock.exports.nbd.contexts import AllocationContext, BitmapContext, Context, DepthContext
+from aioblock.exports.nbd.contexts import AllocationContext, BitmapContext, Context, DepthContext, TailContext
+from aioblock.exports.nbd.sectors import WholeSectors, in_sectors
 from aioblock.graph.backend import BlockBackend
 from aioblock.nbd.constants import (
     CONTEXT_ALLOCATION,
@@ -21,6 +22,8 @@ from aioblock.nbd.constants import (
     FLAG_SEND_WRITE_ZEROES,
     MAX_PAYLOAD,
     MAX_STRING,
+    STATE_HOLE,
+    STATE_ZERO,
 )
 from aioblock.nbd.export import ExportInfo
 
@@ -42,21 +45,29 @@ class NbdExport:
         size: int | None = None,
         allocation_depth: bool = False,
         bitmaps: Sequence[str] = (),
+        whole_sectors: bool = False,
+        min_block: int = 1,
     ) -> None:
         """`offset` and `size` in bytes: the part that is served; None: up to the end of the disk.
 
+        `whole_sectors`: a disk that ends within a sector of 512 bytes is filled up with zeroes; what is written behind
+        its end makes it longer. `min_block`: what clients are told that requests should be multiples of.
         `allocation_depth`, `bitmaps` (names of dirty bitmaps of the top image): offered as metadata contexts.
         Raises: OptionError.
         """
+        length = in_sectors(disk.length) if whole_sectors else disk.length
         if size is None:
-            size = disk.length - offset
-        if offset < 0 or size < 0 or offset + size > disk.length:
-            raise OptionError(
-                f"An export of {size} bytes at {offset} is not inside '{disk.name}' of {disk.length} bytes"
-            )
+            size = length - offset
+        if offset < 0 or size < 0 or offset + size > length:
+            raise OptionError(f"An export of {size} bytes at {offset} is not inside '{disk.name}' of {length} bytes")
+        if size % min_block:
+            raise OptionError(f"An export of {size} bytes is not made of blocks of {min_block}")
         if len(description.encode()) > MAX_STRING:
             raise OptionError(f"The description of an export has more than {MAX_STRING} bytes")
         self.disk = disk
+        self.served = WholeSectors(disk) if length > disk.length else disk
+        """What requests go to."""
+        self.min_block = min_block
         self.read_only = read_only or not disk.writable
         self.description = description
         self.offset = offset
@@ -79,6 +90,11 @@ class NbdExport:
         contexts: dict[str, Context] = {CONTEXT_ALLOCATION: AllocationContext(self.disk)}
         if self.allocation_depth:
             contexts[CONTEXT_ALLOCATION_DEPTH] = DepthContext(self.disk)
+        if self.served is not self.disk:
+            behind = STATE_HOLE | STATE_ZERO if self.min_block == 1 else None  # no run ends within a block
+            contexts[CONTEXT_ALLOCATION] = TailContext(contexts[CONTEXT_ALLOCATION], self.disk, behind)
+            if self.allocation_depth:
+                contexts[CONTEXT_ALLOCATION_DEPTH] = TailContext(contexts[CONTEXT_ALLOCATION_DEPTH], self.disk, None)
         try:
             for name in self.bitmap_names:
                 bitmap = await self.disk.bitmap(name)
@@ -113,6 +129,7 @@ class NbdExport:
             name,
             self.size,
             flags,
+            min_block=self.min_block,
             preferred_block=_PREFERRED_BLOCK,
             max_block=MAX_PAYLOAD,
             description=self.description,

@@ -10,6 +10,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,9 +70,9 @@ class Session:
         """`ended`: called when the client has said goodbye, or `finish` was called, and everything is answered."""
         self._transport = transport
         self.export = export
-        self._disk = export.disk
+        self._disk = export.served
         self._base = export.offset
-        self._info = ready.export
+        self._info = replace(ready.export, min_block=1)  # any request is served, of those too who keep to nothing
         self.export_name = ready.export.canonical_name
         self._mode = ready.mode
         self._contexts = ready.contexts

@@ -19,6 +19,7 @@ __all__ = ["serve_image"]
 _PORT = 10809
 _ANY = "0.0.0.0"
 _LONGEST_PATH = 107
+_SECTOR = 512
 
 
 def serve_image(asked: CommandLine, ready: Callable[[], None]) -> int:
@@ -171,10 +172,9 @@ async def _begin(asked: CommandLine, disk: "BlockBackend") -> "NbdServer":
             if not isinstance(found, Authorization):
                 raise ProgramError(f"No authorization list with id '{asked.tls_authz}'")
             authorization = found
-    if asked.offset > disk.length:
-        raise ProgramError(
-            f"Offset ({asked.offset}) cannot be greater than size of the containing file ({disk.length})"
-        )
+    length = -(-disk.length // _SECTOR) * _SECTOR
+    if asked.offset > length:
+        raise ProgramError(f"Offset ({asked.offset}) cannot be greater than size of the containing file ({length})")
     names = disk.bitmaps()
     for bitmap in asked.bitmaps:
         if bitmap not in names:
@@ -185,9 +185,18 @@ async def _begin(asked: CommandLine, disk: "BlockBackend") -> "NbdServer":
         offset=asked.offset,
         allocation_depth=asked.allocation_depth,
         bitmaps=asked.bitmaps,
+        whole_sectors=True,
+        min_block=_SECTOR if _guessed_raw(asked, disk) else 1,
     )
     limits = NbdLimits(connections=asked.shared or None)
     return await serve({asked.name or "": export}, tls=tls, authorization=authorization, limits=limits)
+
+
+def _guessed_raw(asked: CommandLine, disk: "BlockBackend") -> bool:
+    """Whether it is shown as it is, and nobody said that it is raw: such images are asked for in sectors."""
+    if asked.format is not None or asked.image_opts or asked.snapshot or asked.offset:
+        return False
+    return disk.node.driver.name == "raw" and not asked.file.startswith("json:")
 
 
 def _write_pid(path: str) -> None:
