@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from aioblock.drivers.protocols.nbd.listing import list_exports
     from aioblock.exports.nbd.client_info import NbdClientInfo
     from aioblock.exports.nbd.export import NbdExport
+    from aioblock.exports.nbd.kernel import KernelDevice, disconnect_device
     from aioblock.exports.nbd.limits import NbdLimits
     from aioblock.exports.nbd.listening import activated_sockets
     from aioblock.exports.nbd.server import NbdServer, serve
@@ -138,6 +139,7 @@ _ELSEWHERE = {
     "drivers.protocols.nbd.listing": ("list_exports",),
     "exports.nbd.client_info": ("NbdClientInfo",),
     "exports.nbd.export": ("NbdExport",),
+    "exports.nbd.kernel": ("KernelDevice", "disconnect_device"),
     "exports.nbd.limits": ("NbdLimits",),
     "exports.nbd.listening": ("activated_sockets",),
     "exports.nbd.server": ("NbdServer", "serve"),
@@ -210,6 +212,7 @@ __all__ = [
     "InnerName",
     "InvalidImage",
     "JobError",
+    "KernelDevice",
     "LocalProtocolError",
     "Measurement",
     "NamedObject",
@@ -260,6 +263,7 @@ __all__ = [
     "create",
     "create_options",
     "differences",
+    "disconnect_device",
     "driver_names",
     "find_driver",
     "find_layer",

@@ -135,6 +135,11 @@ class NbdServer:
             self._listeners.append(Listener(sock, self.resources.door, self._accepted))
         self._admit()
 
+    def attach(self, client: socket.socket) -> None:
+        """Take a client that is connected already, such as one end of a pair of sockets; the server closes it."""
+        client.setblocking(False)
+        self._accepted(client)
+
     def _admit(self) -> None:
         """Accept clients, or let them wait."""
         limit = self.limits.connections

@@ -34,4 +34,5 @@ def _dispatch(asked: CommandLine) -> int:
     from .background import run_forked
     from .serving import serve_image
 
-    return run_forked(asked, serve_image) if asked.fork else serve_image(asked, lambda: None)
+    background = asked.fork or (asked.connect is not None and not asked.verbose)
+    return run_forked(asked, serve_image) if background else serve_image(asked, lambda: None)

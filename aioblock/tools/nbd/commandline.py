@@ -89,7 +89,7 @@ The program:
 Others:
   -L, --list                list the exports of a server (see -b, -p, -k, --tls-creds)
       --tls-hostname=NAME   the name that its certificate must be for
-  -c, --connect=DEVICE      connect a /dev/nbdX of the kernel to the image
+  -c, --connect=DEVICE      show the image as a /dev/nbdX, in the background (but for -v)
   -d, --disconnect          FILE is such a device: disconnect it
   -h, --help                show this text
   -V, --version             show the version"""
@@ -270,6 +270,8 @@ def _check(asked: CommandLine, given: set[str], operands: list[str]) -> None:
                 raise ProgramError(f"--{option} is not permitted without --tls-creds")
     elif asked.tls_hostname is not None and not asked.list_exports:
         raise ProgramError("TLS hostname is only supported with export list")
+    if asked.tls_creds is not None and asked.connect is not None:
+        raise ProgramError("TLS is not supported with a host device")
     if asked.image_opts and asked.format is not None:
         raise ProgramError("--image-opts and -f are mutually exclusive")
     if asked.detect_zeroes == "unmap" and asked.discard != "unmap":

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,6 @@ def serve_image(asked: CommandLine, ready: Callable[[], None]) -> int:
 
     Raises: ProgramError.
     """
-    if asked.connect is not None:
-        from .kernel import check_device
-
-        check_device(asked.connect)
     if asked.verbose:
         _show_refusals()
     return run(lambda: _serve(asked, ready))
@@ -49,7 +46,7 @@ def _show_refusals() -> None:
 
 
 async def _serve(asked: CommandLine, ready: Callable[[], None]) -> int:
-    from aioblock import BlockError
+    from aioblock import BlockError, KernelDevice
 
     end = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
@@ -62,11 +59,17 @@ async def _serve(asked: CommandLine, ready: Callable[[], None]) -> int:
             await stack.enter_async_context(server)
             for address in sockets:
                 await server.listen(address)
+            if asked.connect is not None:
+                device = await KernelDevice.connect(server, asked.connect, asked.name or "")
+                await stack.enter_async_context(device)
+                device.gone.add_done_callback(lambda _: end.set())
         except (OSError, BlockError) as error:
             raise ProgramError(error_text(error)) from error
         if asked.pid_file is not None:
             _write_pid(asked.pid_file)
-        if not asked.persistent:
+        if asked.connect is not None and asked.verbose:
+            print(f"NBD device {asked.connect} is now connected to {asked.file}", file=sys.stderr, flush=True)
+        if not asked.persistent and asked.connect is None:
             server.on_client_gone = lambda _: _maybe_end(server, end)
         ready()
         await end.wait()
@@ -94,6 +97,8 @@ def _sockets(asked: CommandLine) -> list[Any]:
                 f"UNIX socket path '{asked.socket}' is too long\nPath must be less than {_LONGEST_PATH + 1} bytes"
             )
         return [asked.socket]
+    if asked.connect is not None and asked.bind is None and asked.port is None:
+        return []
     return [(asked.bind if asked.bind is not None else _ANY, asked.port if asked.port is not None else _PORT)]
 
 

@@ -6,14 +6,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from aioblock.exports.nbd.kernel import DeviceCalls, disconnect_device
 from aioblock.tools.nbd import main
 from tests.kit import oracle
+from tests.kit.fake_kernel import DEVICE, FakeKernel
 
 PROGRAM = [
     sys.executable,
@@ -70,13 +73,14 @@ WRONG = [
     "-L -x name",
     "-L -k {folder}/none",
     "-L -b 127.0.0.1 -p 1",
-    "-c /dev/nonexistent -f raw x.raw",
+    "-v -c /dev/nonexistent -f raw x.raw",
     "-d /dev/nonexistent",
     "-d",
     "--tls-creds x -f raw x.raw",
     "--tls-authz x x.raw",
     "--tls-hostname x x.raw",
     "--tls-hostname x --tls-creds y x.raw",
+    "--tls-creds x -c /dev/nonexistent x.raw",
     "--object foo x.raw",
     "-f raw -k {folder}/none/s x.raw",
     "-f raw -k {folder}/" + "y" * 120 + " x.raw",
@@ -108,11 +112,10 @@ def test_help_and_version(ours: Callable[..., tuple[int, str, str]]) -> None:
     assert (status, out.split()[:2]) == (0, ["qemu-nbd", "version"])
 
 
-@pytest.mark.parametrize("words", [["-c", "/dev/null", "-f", "raw", "x.raw"], ["-d", "/dev/null"]])
-def test_devices_that_are_none(folder: Path, ours: Callable[..., tuple[int, str, str]], words: list[str]) -> None:
-    status, _, complaint = ours(*words)
+def test_a_device_that_is_none_cannot_be_disconnected(ours: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, complaint = ours("-d", "/dev/null")
     assert status == 1
-    assert "/dev/null" in complaint
+    assert complaint == "qemu-nbd: Failed to disconnect /dev/null: Inappropriate ioctl for device\n"
 
 
 # Servers
@@ -221,3 +224,46 @@ def test_a_snapshot(folder: Path) -> None:
         commands = [f"read -P {pattern} 0 4k", *(["write -P 3 0 4k"] if words == ["-s"] else [])]
         oracle.qemu_io(f"nbd+unix:///?socket={folder}/s", *commands, fmt="raw", options=options)
         assert ended(process) == (0, "")
+
+
+# The kernel as the client: a fake one, there being no device here
+
+
+@pytest.mark.parametrize("disconnected_by", ["-d", "SIGTERM"])
+def test_a_device_of_the_kernel(
+    folder: Path,
+    ours: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    disconnected_by: str,
+) -> None:
+    fake = FakeKernel()
+    for name in ("open", "close", "ioctl"):
+        monkeypatch.setattr(DeviceCalls, name, getattr(fake, name))
+    seen: list[bytes] = []
+
+    def use() -> None:
+        assert fake.running.wait(30)
+        fake.write(512, b"hello")
+        seen.append(fake.read(0, 1024))
+        if disconnected_by == "-d":
+            disconnect_device(DEVICE)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    user = threading.Thread(target=use)
+    user.start()
+    status, out, err = ours("-v", "-t", "-c", DEVICE, "-f", "raw", "x.raw")
+    user.join(30)
+    assert (status, out, err) == (0, "", f"NBD device {DEVICE} is now connected to x.raw\n")
+    assert seen == [bytes(512) + b"hello" + bytes(507)]
+    assert Path("x.raw").read_bytes()[512:517] == b"hello"
+    assert fake.all_closed
+    assert not fake.running.is_set()
+
+
+@pytest.mark.slow
+def test_a_device_goes_to_the_background_and_says_what_is_wrong(folder: Path) -> None:
+    words = ["-c", "/dev/null", "-f", "raw", "x.raw"]
+    done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "qemu-nbd: Failed to set NBD socket: Inappropriate ioctl for device\n"
