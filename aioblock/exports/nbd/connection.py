@@ -319,7 +319,7 @@ class Connection(asyncio.BufferedProtocol):
             session.requests,
             session.bytes_read,
             session.bytes_written,
-            len(session.tasks),
+            session.in_flight,
             session.held,
         )
 

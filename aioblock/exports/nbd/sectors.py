@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from aioblock.core.io import Done
 from aioblock.graph.backend import BlockBackend
 
 __all__ = ["SECTOR", "WholeSectors", "in_sectors"]
@@ -41,6 +42,10 @@ class WholeSectors:
         if inside:
             await self._disk.readinto(offset, buffer[:inside])
         buffer[inside:] = bytes(len(buffer) - inside)
+
+    def pwrite_soon(self, offset: int, data: memoryview, done: Done) -> bool:
+        """As BlockBackend has it."""
+        return offset + len(data) <= self._disk.length and self._disk.pwrite_soon(offset, data, done)
 
     async def pwrite(self, offset: int, data: memoryview, flags: int = 0) -> None:
         """As BlockBackend has it. Cancelled: the disk may be longer, by zeroes."""

@@ -116,6 +116,11 @@ class Session:
         self.last_request = self._loop.time()
 
     @property
+    def in_flight(self) -> int:
+        """How many requests wait for the disk."""
+        return len(self.tasks) + self._writes
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is being worked on, nor waits to be sent."""
         return not (self._backlog or self.tasks or self._writes or self._replies or self._blocked)
