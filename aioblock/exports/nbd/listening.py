@@ -34,6 +34,8 @@ async def open_sockets(address: Address) -> list[socket.socket]:
     host, port = address
     loop = asyncio.get_running_loop()
     try:
+        if str(port).startswith("-"):  # which the resolver takes for a large one
+            raise socket.gaierror(socket.EAI_SERVICE, "Servname not supported for ai_socktype")
         found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         error.strerror = f"address resolution failed for {host}:{port}: {error.strerror}"

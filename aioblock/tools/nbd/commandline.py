@@ -95,6 +95,7 @@ Others:
   -V, --version             show the version"""
 
 _MAX_NAME = 4096
+_MAX_INT = (1 << 31) - 1
 _AIO_MODES = ("threads", "native", "io_uring")
 _ZERO_MODES = ("off", "on", "unmap")
 
@@ -192,7 +193,7 @@ def _take(asked: CommandLine, option: str, value: str, given: set[str]) -> None:
         case "n" | "cache":
             if given & {"n", "cache"}:
                 raise ProgramError("-n and --cache can only be specified once")
-            asked.cache = value or "none"
+            asked.cache = "none" if option == "n" else value
             if asked.cache not in CACHE_MODES:
                 raise ProgramError(f"Invalid cache mode `{value}'")
         case "aio":
@@ -214,7 +215,7 @@ def _take(asked: CommandLine, option: str, value: str, given: set[str]) -> None:
         case "o":
             asked.offset = _number(value, f"Invalid offset '{value}'")
         case "e":
-            asked.shared = _number(value, f"Invalid shared device number '{value}'")
+            asked.shared = _number(value, f"Invalid shared device number '{value}'", _MAX_INT)
         case "B":
             asked.bitmaps.append(value)
         case "s":
@@ -233,13 +234,13 @@ def _take(asked: CommandLine, option: str, value: str, given: set[str]) -> None:
             raise ProgramError(f"-{option} is not supported")
 
 
-def _number(text: str, message: str) -> int:
-    """A number in C's notation, not negative. Raises: ProgramError with `message`."""
+def _number(text: str, message: str, most: int = (1 << 63) - 1) -> int:
+    """A number in C's notation, not negative, at most `most`. Raises: ProgramError with `message`."""
     try:
         value = int(text, 8) if text.startswith("0") and text.isdigit() else int(text, 0)
     except ValueError:
         raise ProgramError(message) from None
-    if not 0 <= value < 1 << 63:
+    if not 0 <= value <= most:
         raise ProgramError(message)
     return value
 
@@ -258,7 +259,9 @@ def _check(asked: CommandLine, given: set[str], operands: list[str]) -> None:
     if asked.list_exports:
         if operands:
             raise ProgramError("List mode is incompatible with a file name")
-        if given & {"x", "o", "f", "B", "A", "c", "D", "fork", "s", "l", "image-opts"}:
+        if asked.fork:
+            raise ProgramError("List mode is incompatible with forking")
+        if given & {"x", "o", "f", "B", "A", "c", "d", "D", "l", "n", "cache", "aio", "discard"}:
             raise ProgramError("List mode is incompatible with per-device settings")
     elif len(operands) != 1:
         _wrong_number()

@@ -112,6 +112,8 @@ async def _open(asked: CommandLine) -> "BlockBackend":
         if asked.aio == "native" and asked.cache not in ("none", "off", "directsync"):
             raise OptionError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
         if asked.snapshot:
+            if asked.load_snapshot is not None:  # the overlay has none
+                raise ProgramError("Failed to load snapshot: Can't find snapshot")
             from ..io.overlay import open_overlay
 
             name, options = _described(asked)
