@@ -80,7 +80,7 @@ class KernelDevice:
     async def connect(cls, server: "NbdServer", device: str, export: str = "", *, calls: DeviceCalls = _SYSTEM) -> Self:
         """Let the kernel show an export of a server as `device`, such as /dev/nbd0.
 
-        The device may be read as soon as this returns. Failed or cancelled: it is not connected.
+        It shows whole sectors of 512 bytes, as soon as the kernel has begun. Failed or cancelled: it is not connected.
         Raises: OSError; NbdError.
         """
         fd = await _open(device, calls)

@@ -46,7 +46,7 @@ def _show_refusals() -> None:
 
 
 async def _serve(asked: CommandLine, ready: Callable[[], None]) -> int:
-    from aioblock import BlockError, KernelDevice
+    from aioblock import BlockError
 
     end = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
@@ -60,6 +60,8 @@ async def _serve(asked: CommandLine, ready: Callable[[], None]) -> int:
             for address in sockets:
                 await server.listen(address)
             if asked.connect is not None:
+                from aioblock import KernelDevice
+
                 device = await KernelDevice.connect(server, asked.connect, asked.name or "")
                 await stack.enter_async_context(device)
                 device.gone.add_done_callback(lambda _: end.set())
