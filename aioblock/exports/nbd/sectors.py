@@ -69,3 +69,8 @@ class WholeSectors:
     async def flush(self) -> None:
         """As BlockBackend has it."""
         await self._disk.flush()
+
+    async def prefetch(self, offset: int, nbytes: int) -> None:
+        """As BlockBackend has it."""
+        if inside := self._inside(offset, nbytes):
+            await self._disk.prefetch(offset, inside)
