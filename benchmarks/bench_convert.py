@@ -24,11 +24,23 @@ def _convert(program: str, words: tuple[str, ...], made: Disks, sizes: list[int]
     return used
 
 
+def _beside_cp(made: Disks) -> None:
+    """What the machine can do: a copy with holes, by the tool that does nothing else."""
+    words, mine, limit = ("-f", "raw", "-O", "raw", "{raw}"), [], []
+    target = made.folder / "target"
+    for _ in range(ROUNDS):
+        mine.append(_convert(ours("aioblock-img"), words, made, []).wall)
+        limit.append(measured("cp", "--sparse=auto", str(made.raw), str(target)).wall)
+        target.unlink()
+    report("raw to raw, beside cp", mine, limit)
+
+
 def main() -> None:
     """In turns with the peer, each into a file that was not there."""
     if not need("qemu-img"):
         return
     with disks() as made:
+        _beside_cp(made)
         for case, words in CASES.items():
             mine: list[Used] = []
             peer: list[Used] = []
