@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 
 from aioblock.exports.nbd.kernel import (
     CLEAR_QUE,
@@ -93,10 +94,12 @@ class FakeKernel(DeviceCalls):
         elif request == DO_IT:
             self._do_it()
         elif request == DISCONNECT:
-            if self._sock is None:
+            sock = self._sock
+            if sock is None:
                 raise failure(errno.EINVAL)
             self._send(CMD_DISC, 0, 0)
-            self._sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the server may be quicker: then DO_IT has returned and closed it
+                sock.shutdown(socket.SHUT_RDWR)
         else:
             assert request in (CLEAR_QUE, CLEAR_SOCK)
             if request == CLEAR_SOCK and self._sock is not None and not self.running.is_set():

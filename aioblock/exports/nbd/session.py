@@ -26,6 +26,7 @@ from aioblock.nbd.constants import (
     CMD_BLOCK_STATUS,
     CMD_CACHE,
     CMD_DISC,
+    CMD_FLAG_DF,
     CMD_FLAG_FAST_ZERO,
     CMD_FLAG_FUA,
     CMD_FLAG_NO_HOLE,
@@ -35,6 +36,8 @@ from aioblock.nbd.constants import (
     CMD_TRIM,
     CMD_WRITE,
     CMD_WRITE_ZEROES,
+    CONTEXT_ALLOCATION,
+    STATE_ZERO,
     Mode,
 )
 from aioblock.nbd.packing import ReplyPacker, pack_extents
@@ -52,8 +55,15 @@ _TURN_REQUESTS: Final = 64
 _TURN_BYTES: Final = 1 << 20
 """How much is answered on the spot before others get a turn: 0.5 ms."""
 _LITTLE: Final = _TURN_REQUESTS * 28
+_SPARSE: Final = 1 << 16
+"""Reads from this length on are answered without the zeroes in them, where the client can take that."""
+_MOST_PARTS: Final = 32
+"""How many parts such a read is looked at for; the rest is data."""
 _OVERHEAD: Final = 1024
 """What a request counts beside its data."""
+
+_Parts = list[tuple[int, int, memoryview | None]]
+"""Offset, length, and what is there; None: zeroes."""
 
 
 class Session:
@@ -308,15 +318,48 @@ class Session:
         if not nbytes:
             self._answer(self._packer.success(request), weight)
             return
+        parts: _Parts
+        if self._mode is Mode.SIMPLE or request.flags & CMD_FLAG_DF or nbytes < _SPARSE:
+            parts = [(request.offset, nbytes, await self._data(request.offset, nbytes))]
+        else:
+            parts = await self._parts(request.offset, request.offset + nbytes)
+        for number, (at, length, data) in enumerate(parts, 1):
+            last = number == len(parts)
+            if data is None:
+                self._replies.append(self._packer.hole(request, at, length, last=last))
+            else:
+                self._borrowed.append(data)
+                self._replies += (self._packer.read_head(request, at, length, last=last), data)
+        self._answer(self._replies.pop(), weight)
+
+    async def _data(self, offset: int, nbytes: int) -> memoryview:
+        """What is read there, in borrowed memory."""
         view = self._memory.take(nbytes)
         try:
-            await self._disk.readinto(self._base + request.offset, view)
+            await self._disk.readinto(self._base + offset, view)
         except BaseException:
             self._memory.give(view)
             raise
-        self._borrowed.append(view)
-        self._replies.append(self._packer.read_head(request, request.offset, nbytes))
-        self._answer(view, weight)
+        return view
+
+    async def _parts(self, at: int, end: int) -> _Parts:
+        """A range by what it is: data, or None for what reads as zeroes and needs not be sent."""
+        parts: _Parts = []
+        allocation = self.export.contexts[CONTEXT_ALLOCATION]
+        try:
+            while at < end:
+                nbytes, zero = end - at, False
+                if len(parts) < _MOST_PARTS:
+                    runs = await allocation.runs(self._base + at, nbytes, 1)
+                    nbytes, zero = runs.lengths[0], bool(runs.flags[0] & STATE_ZERO)
+                parts.append((at, nbytes, None if zero else await self._data(at, nbytes)))
+                at += nbytes
+        except BaseException:
+            for _, _, data in parts:
+                if data is not None:
+                    self._memory.give(data)
+            raise
+        return parts
 
     async def _write(self, request: Request, weight: int) -> None:
         assert request.data is not None

@@ -64,14 +64,12 @@ async def test_a_client_that_says_nothing_is_dropped(path: str, sent: bytes) -> 
 
 
 async def test_the_deadline_is_for_all_of_the_handshake(path: str) -> None:
+    """However many options come before it: else this never ends."""
     async with opened(Script(4096)) as disk, await serve(disk, path, limits=SHORT) as server, connected(path) as client:
-        await client.greet()
-        asked = 0
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await client.greet()
             while True:
                 await client.option(OPT_LIST)
-                asked += 1
-        assert asked
         await gone(server)
 
 

@@ -29,6 +29,7 @@ from aioblock.nbd.constants import (
     MAX_PAYLOAD,
     REPLY_TYPE_BLOCK_STATUS,
     REPLY_TYPE_OFFSET_DATA,
+    REPLY_TYPE_OFFSET_HOLE,
     Mode,
 )
 from aioblock.nbd.requests import pack_request
@@ -348,3 +349,64 @@ async def test_goodbye_waits_for_what_was_asked(path: str) -> None:
         assert (reply.cookie, reply.kind) == (7, REPLY_TYPE_OFFSET_DATA)
         assert await client.at_end()
     assert script.content == CONTENT
+
+
+# -- sparse reads --------------------------------------------------------------------------------------------------
+
+SPARSE = 1 << 20
+HALVES = [(DATA, 65536), (ZERO, 65536)] * 8
+
+
+async def chunks_of(client: RawClient, offset: int, nbytes: int, flags: int = 0) -> list[tuple[str, int, int]]:
+    """What a read is answered with: kind, offset, length. Together they are the range, once."""
+    client.send(CMD_READ, offset, nbytes, flags=flags)
+    found: list[tuple[str, int, int]] = []
+    done = False
+    while not done:
+        chunk = await client.reply()
+        assert not chunk.error
+        done = chunk.done
+        if chunk.kind == REPLY_TYPE_OFFSET_HOLE:
+            found.append(("hole", *unpack(">QI", chunk.data)))
+        else:
+            assert chunk.kind == REPLY_TYPE_OFFSET_DATA
+            found.append(("data", *unpack(">Q", chunk.data[:8]), len(chunk.data) - 8))
+    at = offset
+    for _, start, length in found:
+        assert start == at
+        at += length
+    assert at == offset + nbytes
+    return found
+
+
+@pytest.mark.parametrize("mode", [Mode.STRUCTURED, Mode.EXTENDED])
+async def test_zeroes_in_long_reads_are_not_sent(path: str, mode: Mode) -> None:
+    async with serving(Script(SPARSE, runs=HALVES), path, mode=mode) as client:
+        assert await chunks_of(client, 32768, 131072) == [
+            ("data", 32768, 32768),
+            ("hole", 65536, 65536),
+            ("data", 131072, 32768),
+        ]
+        assert await chunks_of(client, 65536, 65536) == [("hole", 65536, 65536)]
+        assert len(await chunks_of(client, 0, SPARSE)) == 16
+
+
+async def test_a_client_that_wants_one_chunk_gets_the_zeroes(path: str) -> None:
+    async with serving(Script(SPARSE, runs=HALVES), path) as client:
+        assert await chunks_of(client, 0, SPARSE, CMD_FLAG_DF) == [("data", 0, SPARSE)]
+
+
+async def test_many_small_runs_are_not_all_looked_at(path: str) -> None:
+    async with serving(Script(SPARSE, runs=[(DATA, 4096), (ZERO, 4096)] * 128), path) as client:
+        found = await chunks_of(client, 0, SPARSE)
+        assert len(found) == 33
+        assert found[-1] == ("data", 32 * 4096, SPARSE - 32 * 4096)
+
+
+async def test_a_long_read_that_fails_in_the_middle_is_one_error(path: str) -> None:
+    script = Script(SPARSE, runs=HALVES)
+    script.fail("preadv", OSError(errno.EIO, "gone"), number=2)
+    async with serving(script, path) as client:
+        client.send(CMD_READ, 0, SPARSE)
+        assert (await client.reply()).error == errno.EIO
+        assert (await client.ask(CMD_FLUSH)).error == 0
