@@ -20,6 +20,7 @@ from aioblock.core.eager import Finished, start
 from aioblock.exports.nbd.budget import RESERVE
 from aioblock.exports.nbd.contexts import MAX_RUNS
 from aioblock.exports.nbd.export import NbdExport
+from aioblock.exports.nbd.reading import read_parts
 from aioblock.exports.nbd.resources import Resources
 from aioblock.nbd import errnos
 from aioblock.nbd.constants import (
@@ -36,8 +37,6 @@ from aioblock.nbd.constants import (
     CMD_TRIM,
     CMD_WRITE,
     CMD_WRITE_ZEROES,
-    CONTEXT_ALLOCATION,
-    STATE_ZERO,
     Mode,
 )
 from aioblock.nbd.packing import ReplyPacker, pack_extents
@@ -55,15 +54,8 @@ _TURN_REQUESTS: Final = 64
 _TURN_BYTES: Final = 1 << 20
 """How much is answered on the spot before others get a turn: 0.5 ms."""
 _LITTLE: Final = _TURN_REQUESTS * 28
-_SPARSE: Final = 1 << 16
-"""Reads from this length on are answered without the zeroes in them, where the client can take that."""
-_MOST_PARTS: Final = 32
-"""How many parts such a read is looked at for; the rest is data."""
 _OVERHEAD: Final = 1024
 """What a request counts beside its data."""
-
-_Parts = list[tuple[int, int, memoryview | None]]
-"""Offset, length, and what is there; None: zeroes."""
 
 
 class Session:
@@ -318,48 +310,16 @@ class Session:
         if not nbytes:
             self._answer(self._packer.success(request), weight)
             return
-        parts: _Parts
-        if self._mode is Mode.SIMPLE or request.flags & CMD_FLAG_DF or nbytes < _SPARSE:
-            parts = [(request.offset, nbytes, await self._data(request.offset, nbytes))]
-        else:
-            parts = await self._parts(request.offset, request.offset + nbytes)
-        for number, (at, length, data) in enumerate(parts, 1):
+        sparse = self._mode is not Mode.SIMPLE and not request.flags & CMD_FLAG_DF
+        parts = await read_parts(self.export, self._memory, request.offset, nbytes, sparse=sparse)
+        for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            if data is None:
-                self._replies.append(self._packer.hole(request, at, length, last=last))
+            if part.data is None:
+                self._replies.append(self._packer.hole(request, part.offset, part.nbytes, last=last))
             else:
-                self._borrowed.append(data)
-                self._replies += (self._packer.read_head(request, at, length, last=last), data)
+                self._borrowed.append(part.data)
+                self._replies += (self._packer.read_head(request, part.offset, part.nbytes, last=last), part.data)
         self._answer(self._replies.pop(), weight)
-
-    async def _data(self, offset: int, nbytes: int) -> memoryview:
-        """What is read there, in borrowed memory."""
-        view = self._memory.take(nbytes)
-        try:
-            await self._disk.readinto(self._base + offset, view)
-        except BaseException:
-            self._memory.give(view)
-            raise
-        return view
-
-    async def _parts(self, at: int, end: int) -> _Parts:
-        """A range by what it is: data, or None for what reads as zeroes and needs not be sent."""
-        parts: _Parts = []
-        allocation = self.export.contexts[CONTEXT_ALLOCATION]
-        try:
-            while at < end:
-                nbytes, zero = end - at, False
-                if len(parts) < _MOST_PARTS:
-                    runs = await allocation.runs(self._base + at, nbytes, 1)
-                    nbytes, zero = runs.lengths[0], bool(runs.flags[0] & STATE_ZERO)
-                parts.append((at, nbytes, None if zero else await self._data(at, nbytes)))
-                at += nbytes
-        except BaseException:
-            for _, _, data in parts:
-                if data is not None:
-                    self._memory.give(data)
-            raise
-        return parts
 
     async def _write(self, request: Request, weight: int) -> None:
         assert request.data is not None
