@@ -13,7 +13,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Finished", "cancelled_once", "run_to_end", "settle", "settled_or_cancelled", "start", "to_end"]
+__all__ = [
+    "Finished",
+    "cancelled_once",
+    "outcome",
+    "run_to_end",
+    "settle",
+    "settled_or_cancelled",
+    "start",
+    "to_end",
+]
 
 T = TypeVar("T")
 
@@ -75,6 +84,11 @@ class _Rest(Coroutine[Any, Any, T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         raise TypeError("it belongs to its task")
+
+
+async def outcome(begun: "Finished[T] | asyncio.Task[T]") -> T:
+    """What a coroutine that was started comes to. Cancelled: so is the coroutine."""
+    return begun.result() if isinstance(begun, Finished) else await begun
 
 
 async def run_to_end(coro: Coroutine[Any, Any, T], owned: "set[asyncio.Task[Any]]") -> T:

@@ -252,15 +252,18 @@ class Header:
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
+HEAD: Final = 65536
+"""How much is read at once to begin with: the whole first cluster of most images, so that one wait is enough."""
+
 
 async def read_header(file: "BlockIO", filename: str, *, for_check: bool = False) -> Header:
-    """Read and parse the header of `file`, at most one cluster of it.
+    """Read and parse the header of `file`: by one read, unless its cluster is larger than `HEAD`.
 
     The table of snapshots, if there are any, is read too and must be sound; only `for_check` leaves that to the check.
     Raises: InvalidImage, CorruptImage, UnsupportedFeature, OSError.
     """
     length = file.length
-    head = await file.pread(0, min(length, 4096))
+    head = await file.pread(0, min(length, HEAD))
     if len(head) >= 24 and head[:4] == MAGIC:
         wanted = min(length, 1 << min(int.from_bytes(head[20:24], "big"), MAX_CLUSTER_BITS))
         if wanted > len(head):

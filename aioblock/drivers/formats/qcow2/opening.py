@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from aioblock.base.errors import CorruptImage, ImageError, NotSupported, OptionError
+from aioblock.core.eager import Finished, outcome, settle, start
 from aioblock.core.images import InnerName, Role
 from aioblock.drivers.formats.qcow2.compressed import Decompressed
 from aioblock.drivers.formats.qcow2.compressed_write import Packer
@@ -42,20 +43,33 @@ async def open_image(context: "OpenContext") -> Image:
     image.packer = Packer(image)
     image.threads = CompressionThreads()
     image.decompressed = Decompressed()
-    image.l1 = table_from_bytes(await file.pread(header.l1_table_offset, 8 * header.l1_size))
-    if context.read_only:
+    inner = InnerName(header.backing_file, header.backing_format) if header.backing_file is not None else None
+    loading = start(_load(image, context.options.take("snapshot", None), for_check=context.for_check))
+    try:
+        # Where reading takes time, the layers below are opened meanwhile; but a writable image is ready before.
+        if isinstance(loading, Finished) or not context.read_only:
+            await outcome(loading)
+        image.backing = await context.open_inner(Role.BACKING, inner)
+        await outcome(loading)
+    finally:
+        await settle([] if isinstance(loading, Finished) else [loading])
+    image.this = context.this
+    return image
+
+
+async def _load(image: Image, snapshot: object, *, for_check: bool) -> None:
+    """The L1 table, and what else is read before the first request."""
+    header = image.header
+    image.l1 = table_from_bytes(await image.file.pread(header.l1_table_offset, 8 * header.l1_size))
+    if image.read_only:
         await _find_bitmaps(image, needed=False)
     else:
-        await prepare_writing(image, for_check=context.for_check)
-    if (snapshot := context.options.take("snapshot", None)) is not None:
+        await prepare_writing(image, for_check=for_check)
+    if snapshot is not None:
         from aioblock.drivers.formats.qcow2.snapshot_find import load_snapshot
 
         await load_snapshot(image, snapshot)
         image.bitmaps.clear()  # they are those of the disk as it is now
-    inner = InnerName(header.backing_file, header.backing_format) if header.backing_file is not None else None
-    image.backing = await context.open_inner(Role.BACKING, inner)
-    image.this = context.this
-    return image
 
 
 async def _open_data(context: "OpenContext", image: Image) -> Data:

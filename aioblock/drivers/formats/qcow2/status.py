@@ -135,10 +135,11 @@ async def extents(image: "Image", offset: int, nbytes: int, want_zero: bool) -> 
     pieces: list[tuple[Any, Any, Any]] = []
     at, end = offset, offset + nbytes
     left = BATCH
+    last_table = (end - 1 >> image.table_shift) + 1
     while at < end and left > 0:
         index = at >> image.table_shift
         stop = min(end, (index + 1) << image.table_shift)
-        table = await image.l2.fetch(index)
+        table = await image.l2.fetch_ahead(index, last_table)
         if table is None:
             while stop < end and not image.l1[stop >> image.table_shift]:
                 stop = min(end, stop + (1 << image.table_shift))

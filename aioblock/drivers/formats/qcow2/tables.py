@@ -9,14 +9,25 @@ After every await a table is looked up again: another one may stand in its place
 
 import asyncio
 from array import array
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
-from aioblock.drivers.formats.qcow2.entries import OFFSET_MASK, OFLAG_COPIED, as_c, table_from_bytes
+from aioblock.core.eager import Finished, settle, start
+from aioblock.drivers.formats.qcow2.entries import (
+    L1_RESERVED_MASK,
+    OFFSET_MASK,
+    OFLAG_COPIED,
+    as_c,
+    table_from_bytes,
+)
 
 if TYPE_CHECKING:
     from aioblock.drivers.formats.qcow2.image import Image
 
 __all__ = ["CachedTable", "L2Cache", "trim"]
+
+AHEAD_BYTES: Final = 1 << 20
+"""How much of tables is read ahead at a time, where reading takes time. At least one table, at most the cache."""
 
 
 class CachedTable:
@@ -120,6 +131,74 @@ class L2Cache:
         entries = table_from_bytes(await image.file.pread(offset, image.cluster_size))
         trim(self.tables, self.limit - 1)
         self.tables[index] = CachedTable(index, offset, entries)
+
+    async def fetch_ahead(self, index: int, end: int) -> CachedTable | None:
+        """As `fetch`; where that takes time, the tables up to L1 entry `end` are read meanwhile, a window of them.
+
+        An error in one of those is dropped: it comes again when that table is asked for. The window is full when this
+        returns; cancelled: none of it is read any more. Raises: OSError.
+        """
+        asked = start(self.fetch(index))
+        if isinstance(asked, Finished):
+            return asked.result()
+        window = min(max(AHEAD_BYTES // self.image.cluster_size, 1), self.limit)
+        ahead = [start(self._load_adjoining(*run)) for run in self._adjoining(index + 1, min(end, index + window))]
+        tasks = [asked, *(task for task in ahead if not isinstance(task, Finished))]
+        try:
+            await asyncio.wait(tasks)
+        finally:
+            await settle(tasks)
+        asked.result()
+        return await self.fetch(index)  # there may be another one by now
+
+    def _adjoining(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Runs of L1 entries whose tables adjoin in the file and are nowhere in memory: the first, and behind the last.
+
+        What is nonsense is passed over: it is told to who asks for it.
+        """
+        image = self.image
+        if image.event is not None:
+            return  # each load is an event of its own
+        begin, after = first, -1
+        for index in range(first, end):
+            entry = image.l1[index]
+            offset = entry & OFFSET_MASK
+            wanted = (
+                offset
+                and not entry & L1_RESERVED_MASK
+                and not offset & image.cluster_mask
+                and index not in self.tables
+                and index not in self._turns
+            )
+            if begin < index and not (wanted and offset == after):
+                yield begin, index
+                begin = index
+            if not wanted:
+                begin = index + 1
+            after = offset + image.cluster_size
+        if begin < end:
+            yield begin, end
+
+    async def _load_adjoining(self, first: int, end: int) -> None:
+        """Load tables that adjoin in the file, by one read."""
+        image = self.image
+        size = image.cluster_size
+        turn = asyncio.Event()
+        for index in range(first, end):
+            self._turns[index] = turn
+        try:
+            offset = image.l1[first] & OFFSET_MASK
+            data = memoryview(await image.file.pread(offset, (end - first) * size))
+            trim(self.tables, self.limit - (end - first))
+            for number, index in enumerate(range(first, end)):
+                entries = table_from_bytes(data[number * size : (number + 1) * size])
+                self.tables[index] = CachedTable(index, offset + number * size, entries)
+        except OSError:
+            pass  # told to who asks for one of them
+        finally:
+            for index in range(first, end):
+                del self._turns[index]
+            turn.set()
 
     async def own(self, index: int) -> CachedTable:
         """The table of an L1 entry as one that may be changed: new where there was none, a copy where it was shared.
