@@ -8,13 +8,14 @@ and an error there counts only if it is about such a byte.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from aioblock.base.errors import BlockError, NotSupported
-from aioblock.base.flags import ALLOCATED, DATA, EOF, OFFSET_VALID, RAW, RECURSE, ZERO
+from aioblock.base.flags import ALLOCATED, DATA, EOF, RAW, RECURSE, ZERO
+from aioblock.blockio.fold import ChainExtents, Fold
 from aioblock.blockio.request import aligned, check_range, refresh_length
 from aioblock.blockio.status import WINDOW, ask_driver, block_status, decided, layers
 from aioblock.core.eager import Finished, settle, start
@@ -27,31 +28,6 @@ __all__ = ["ChainExtents", "chain_extents", "layer_extents"]
 
 RUNS_A_BATCH = 4096
 """How many runs are asked one by one before a batch is handed on, of drivers that answer for one run at a time."""
-
-
-@dataclass(slots=True)
-class ChainExtents:
-    """What a chain says of runs that follow each other without a gap, beginning at `offset`. One entry a run.
-
-    `depth`: which layer decided, 1 = the top, 0 = none did. `map` counts where OFFSET_VALID is set; it lies in
-    `files[file_index]`. Neighbours that say the same are merged inside a batch, not across batches.
-    """
-
-    offset: int
-    lengths: npt.NDArray[np.int64]
-    flags: npt.NDArray[np.uint8]
-    map: npt.NDArray[np.int64]
-    depth: npt.NDArray[np.int16]
-    file_index: npt.NDArray[np.int16]
-    files: tuple[BlockNode, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the runs cover together."""
-        return int(self.lengths.sum())
 
 
 async def layer_extents(node: BlockNode, offset: int, nbytes: int, want_zero: bool = True) -> ExtentBatch:
@@ -142,14 +118,14 @@ def _decide(node: BlockNode, batch: ExtentBatch, want_zero: bool) -> None:
     flags = batch.flags
     flags &= np.uint8(0xFF & ~(RECURSE | EOF))
     decided = (flags & (DATA | ZERO)) != 0
-    flags[decided] |= ALLOCATED
+    flags |= decided * np.uint8(ALLOCATED)
     if not node.driver.supports_backing:
         return
     if node.backing is None:
-        flags[~decided] |= ZERO
+        flags |= ~decided * np.uint8(ZERO)
     elif want_zero:
         starts = batch.offset + np.cumsum(batch.lengths) - batch.lengths
-        flags[~decided & (starts >= node.backing.node.length)] |= ZERO
+        flags |= (~decided & (starts >= node.backing.node.length)) * np.uint8(ZERO)
 
 
 class _Cursor:
@@ -224,7 +200,7 @@ class _ChainWalk:
         """The next batch, from `offset` on."""
         asked: list[tuple[_Cursor, _Question]] = []
         following = iter(self.cursors)
-        found = _Fold(offset, end)
+        found = Fold(offset, end)
         try:
             while found.undecided and (asked or self._ask(following, asked, found)):
                 cursor, question = asked[0]
@@ -246,7 +222,7 @@ class _ChainWalk:
             await settle([question for _, question in asked if not isinstance(question, Finished)])
         return found.result()
 
-    def _ask(self, following: Iterator[_Cursor], asked: list[tuple[_Cursor, _Question]], found: "_Fold") -> bool:
+    def _ask(self, following: Iterator[_Cursor], asked: list[tuple[_Cursor, _Question]], found: "Fold") -> bool:
         """Ask the next layer about what is still open, unless its last answer says it. False: no layer can matter."""
         if asked and asked[-1][1] is _ENDED:
             return False
@@ -268,7 +244,7 @@ class _ChainWalk:
         asked.append((cursor, question))
         return True
 
-    async def _ask_for_less(self, cursor: _Cursor, found: "_Fold", error: Exception) -> bool:
+    async def _ask_for_less(self, cursor: _Cursor, found: "Fold", error: Exception) -> bool:
         """The layer failed over a range in parts of which a layer above may decide: ask for the first open run alone.
 
         That fails too: what lies before it is answered still, and then it is raised. False: nothing is open any more.
@@ -286,99 +262,6 @@ class _ChainWalk:
             raise error
         found.cut(offset)
         return False
-
-
-class _Fold:
-    """What the layers above said of `offset` to `end`; `end` moves down to what every layer asked has answered."""
-
-    def __init__(self, offset: int, end: int) -> None:
-        self.offset, self.end = offset, end
-        self.limit = end
-        """Where the walk ends."""
-        self.starts = np.array([offset], np.int64)
-        self.flags = np.zeros(1, np.uint8)
-        self.map = np.zeros(1, np.int64)
-        self.depth = np.zeros(1, np.int16)
-        self.index = np.full(1, -1, np.int16)
-        self.files: list[BlockNode] = []
-        self.undecided = True
-
-    def _open(self) -> npt.NDArray[np.intp]:
-        return np.flatnonzero(self.flags & ALLOCATED == 0)
-
-    def _stop(self, run: int) -> int:
-        return int(self.starts[run + 1]) if run + 1 < len(self.starts) else self.end
-
-    def span(self) -> tuple[int, int]:
-        """From the first byte that is still open to behind the last one."""
-        runs = self._open()
-        return int(self.starts[runs[0]]), self._stop(int(runs[-1]))
-
-    def first_run(self) -> tuple[int, int]:
-        """The first bytes that are still open, as far as they lie together."""
-        runs = self._open()
-        apart = np.flatnonzero(np.diff(runs) > 1)
-        last = runs[apart[0]] if len(apart) else runs[-1]
-        return int(self.starts[runs[0]]), self._stop(int(last))
-
-    def cut(self, end: int) -> None:
-        """Forget what lies at `end` and behind it."""
-        keep = int(np.searchsorted(self.starts, end, "left"))
-        self.starts, self.flags, self.map = self.starts[:keep], self.flags[:keep], self.map[:keep]
-        self.depth, self.index, self.end = self.depth[:keep], self.index[:keep], end
-        self.undecided = bool(len(self._open()))
-
-    def add(self, cursor: _Cursor) -> None:
-        """Let the next layer decide what those above have left open."""
-        if cursor.end < self.span()[1]:
-            self.cut(cursor.end)
-        offset, end = self.offset, self.end
-        first, last = cursor.within(offset, end)
-        starts = cursor.starts[first:last].copy()
-        where = cursor.map[first:last].copy()
-        where[0] += offset - starts[0]
-        starts[0] = offset
-        decided = (self.flags & ALLOCATED) != 0
-        # Boundaries of the lower layer count only where it is asked, so a decided run stays whole.
-        place = np.searchsorted(self.starts, starts, "right")
-        more = ~decided[place - 1] & (starts != self.starts[place - 1])
-        place = place[more]
-        above = np.insert(np.arange(len(self.starts)), place, place - 1)
-        self.starts = np.insert(self.starts, place, starts[more])
-        self.map, self.depth, self.index = self.map[above], self.depth[above], self.index[above]
-        self.flags = self.flags[above]
-        asked = np.flatnonzero(~decided[above])
-        asked_at = self.starts[asked]
-        below = np.searchsorted(starts, asked_at, "right") - 1
-        flags = cursor.flags[first:last][below]
-        owners = np.array([self._file(node) for node in cursor.owners] + [-1], np.int16)
-        self.map[asked] = where[below] + (asked_at - starts[below])
-        self.depth[asked] = np.where(flags & ALLOCATED, cursor.depth, 0)
-        self.index[asked] = owners[cursor.index[first:last][below]]
-        self.flags[asked] = flags
-        self.undecided = bool(len(self._open()))
-
-    def _file(self, node: BlockNode) -> int:
-        if node not in self.files:
-            self.files.append(node)
-        return self.files.index(node)
-
-    def result(self) -> ChainExtents:
-        """The runs, neighbours that say the same merged."""
-        lengths = np.diff(self.starts, append=self.end)
-        flags, index = self.flags, self.index
-        index = np.where(flags & OFFSET_VALID, index, -1).astype(np.int16)
-        where = np.where(flags & OFFSET_VALID, self.map, 0)
-        new = np.ones(len(flags), bool)
-        new[1:] = (
-            (flags[1:] != flags[:-1])
-            | (self.depth[1:] != self.depth[:-1])
-            | (index[1:] != index[:-1])
-            | ((flags[1:] & OFFSET_VALID != 0) & (where[1:] != where[:-1] + lengths[:-1]))
-        )
-        at = np.flatnonzero(new)
-        merged = np.diff(self.starts[at], append=self.end)
-        return ChainExtents(self.offset, merged, flags[at], where[at], self.depth[at], index[at], tuple(self.files))
 
 
 async def chain_extents(

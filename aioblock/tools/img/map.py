@@ -191,38 +191,54 @@ class _Runs:
         return self._files.index(node)
 
 
+def _encoded(text: str) -> bytes:
+    return text.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+
+
+def _print(text: str | bytes) -> None:
+    """Write to stdout, past its text layer, for which a map is too long."""
+    sys.stdout.buffer.write(_encoded(text) if isinstance(text, str) else text)
+
+
+_SEPARATOR = ",\n"
+
+
 class _JsonWriter:
     """Prints runs as a JSON array, one line each."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, str] = {}
-        self._separator = ""
+        self._printed = False
 
     def begin(self) -> None:
-        sys.stdout.write("[")
+        _print("[")
 
     def nothing(self, start: int) -> None:
-        sys.stdout.write(f'{{ "start": {start}, "length": 0, {self._said(0)}}}')
+        _print(f'{{ "start": {start}, "length": 0, {self._said(0)}}}')
         self.end()
 
     def write(self, runs: tuple[Any, list[str]]) -> None:
-        table, _ = runs
-        if not table.shape[1]:
-            return
-        starts, lengths, kinds, offsets, _ = table.tolist()
-        said = {kind: self._said(kind) for kind in set(kinds)}
-        has_offset = _Runs.HAS_OFFSET
-        lines = [
-            f'{{ "start": {start}, "length": {length}, {said[kind]}, "offset": {offset}}}'
-            if kind & has_offset
-            else f'{{ "start": {start}, "length": {length}, {said[kind]}}}'
-            for start, length, kind, offset in zip(starts, lengths, kinds, offsets, strict=True)
-        ]
-        sys.stdout.write(self._separator + ",\n".join(lines))
-        self._separator = ",\n"
+        import numpy as np
+
+        from .lines import decimal, format_lines
+
+        (starts, lengths, kinds, offsets, _), _ = runs
+        found = np.flatnonzero(np.bincount(kinds))
+        which = np.zeros(found.max(initial=0) + 1, np.intp)
+        which[found] = np.arange(len(found))
+        texts = [self._texts(kind) for kind in found.tolist()]
+        offsets = np.where(kinds & _Runs.HAS_OFFSET, offsets, -1)
+        for piece in format_lines(decimal(), texts, which[kinds], (starts, lengths, offsets)):
+            _print(piece if self._printed else piece[len(_SEPARATOR) :])
+            self._printed = True
 
     def end(self) -> None:
-        sys.stdout.write("]\n")
+        _print("]\n")
+
+    def _texts(self, kind: int) -> list[bytes]:
+        """What stands around the numbers in a line, which begins with what parts it from the one before."""
+        offset = ', "offset": ' if kind & _Runs.HAS_OFFSET else ""
+        texts = f'{_SEPARATOR}{{ "start": ', ', "length": ', f", {self._said(kind)}{offset}", "}"
+        return [text.encode() for text in texts]
 
     @staticmethod
     def _said(kind: int) -> str:
@@ -239,25 +255,24 @@ class _HumanWriter:
     """Prints the runs of data that lie as they are in some file, as a table."""
 
     def begin(self) -> None:
-        sys.stdout.write(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
+        _print(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File\n")
 
     def nothing(self, start: int) -> None:
         pass
 
     def write(self, runs: tuple[Any, list[str]]) -> None:
+        from .lines import format_lines, padded_hex
+
         table, names = runs
         kind = table[_Runs.KIND]
         data = kind & _Runs.DATA != 0
         lost = (data & (kind & _Runs.HAS_OFFSET == 0)).nonzero()[0]
         stop = int(lost[0]) if len(lost) else len(kind)
         shown = (data & (kind & _Runs.ZERO == 0)).nonzero()[0]
-        table = table[:, shown[shown < stop]]
-        starts, lengths, _, offsets, files = table.tolist()
-        lines = [
-            f"{hex(start) if start else '0':<16}{hex(length):<16}{hex(offset) if offset else '0':<16}{names[file]}\n"
-            for start, length, offset, file in zip(starts, lengths, offsets, files, strict=True)
-        ]
-        sys.stdout.write("".join(lines))
+        starts, lengths, _, offsets, files = table[:, shown[shown < stop]]
+        texts = [(b"", b"", b"", _encoded(name) + b"\n") for name in names]
+        for piece in format_lines(padded_hex(), texts, files, (starts, lengths, offsets)):
+            _print(piece)
         if len(lost):
             raise ProgramError("File contains external, encrypted or compressed clusters.")
 

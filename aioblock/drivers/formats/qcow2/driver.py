@@ -278,7 +278,9 @@ class Qcow2Driver(WholeImage):
 
     async def extents(self, offset: int, nbytes: int, want_zero: bool) -> "ExtentBatch":
         """Many runs, from whole L2 tables at a time."""
-        return await status.extents(self.image, offset, nbytes, want_zero)
+        from aioblock.drivers.formats.qcow2.extents import extents  # brings numpy, which most programs never need
+
+        return await extents(self.image, offset, nbytes, want_zero)
 
     # -- before there is a node --------------------------------------------------------------------------------------
 

@@ -151,6 +151,12 @@ class L2Cache:
         asked.result()
         return await self.fetch(index)  # there may be another one by now
 
+    def loadable(self, index: int) -> bool:
+        """Whether an L1 entry names a table, and makes sense."""
+        entry = self.image.l1[index]
+        offset = entry & OFFSET_MASK
+        return bool(offset) and not entry & L1_RESERVED_MASK and not offset & self.image.cluster_mask
+
     def _adjoining(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Runs of L1 entries whose tables adjoin in the file and are nowhere in memory: the first, and behind the last.
 
@@ -161,15 +167,8 @@ class L2Cache:
             return  # each load is an event of its own
         begin, after = first, -1
         for index in range(first, end):
-            entry = image.l1[index]
-            offset = entry & OFFSET_MASK
-            wanted = (
-                offset
-                and not entry & L1_RESERVED_MASK
-                and not offset & image.cluster_mask
-                and index not in self.tables
-                and index not in self._turns
-            )
+            offset = image.l1[index] & OFFSET_MASK
+            wanted = self.loadable(index) and index not in self.tables and index not in self._turns
             if begin < index and not (wanted and offset == after):
                 yield begin, index
                 begin = index

@@ -7,7 +7,7 @@ import pytest
 
 from aioblock import COMPRESSED, DATA, OFFSET_VALID, REQ_COMPRESSED, REQ_MAY_UNMAP
 from aioblock.core.driver import BlockDriver
-from aioblock.drivers.formats.qcow2 import status
+from aioblock.drivers.formats.qcow2 import extents
 from tests.kit.qcow2_images import header_of, new_image, open_disk
 from tests.kit.recorded_disk import RecordedDisk
 
@@ -63,7 +63,7 @@ async def in_batches(driver: BlockDriver, offset: int, end: int) -> list[Run]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("batch", [1 << 16, 100])
 async def test_batches_equal_single_answers(shape: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "BATCH", batch)
+    monkeypatch.setattr(extents, "BATCH", batch)
     cluster = shape["cluster_size"]
     size = 400 * cluster + 512
     disk = RecordedDisk(await new_image(size, **shape))
