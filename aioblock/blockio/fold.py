@@ -6,7 +6,7 @@ is with layers whose clusters lie scattered over one another.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -118,11 +118,18 @@ class Fold:
         starts[0] = self.offset
         owners = np.array([self._file(node) for node in layer.owners] + [-1], np.int16)
         below = starts, layer.flags[runs], where, owners[layer.index[runs]]
-        if self._divide(starts):
+        if len(self.starts) == 1 and not self.flags[0] & ALLOCATED:
+            self._take(*below, layer.depth)
+        elif self._divide(starts):
             self._overlay(*below, min(layer.end, self.end), layer.depth)
         else:
             self._insert(*below, layer.depth)
         self.undecided = bool(self._open().any())
+
+    def _take(self, starts: _Int64, flags: _Flags, where: _Int64, index: _Int16, depth: int) -> None:
+        """Be what a layer says: nobody above said anything."""
+        self.starts, self.flags, self.map, self.index = starts, flags.copy(), where, index
+        self.depth = np.where(flags & ALLOCATED, depth, 0).astype(np.int16)
 
     def _insert(self, starts: _Int64, flags: _Flags, where: _Int64, index: _Int16, depth: int) -> None:
         """Add a layer run by run."""

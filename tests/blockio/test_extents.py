@@ -2,7 +2,8 @@
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from aioblock.base.errors import NotSupported
 from aioblock.base.flags import ALLOCATED, DATA, EOF, OFFSET_VALID, RAW, RECURSE, ZERO
+from aioblock.blockio import fold
 from aioblock.blockio.extents import layer_extents
 from aioblock.core.extents import ExtentBatch
 from aioblock.core.node import BlockNode
@@ -108,6 +110,20 @@ def breaking(script: Script, broken: set[int]) -> None:
 # -- against the walk and the model ---------------------------------------------------------------------------------
 
 
+@contextmanager
+def cells_a_run(limit: int) -> Iterator[None]:
+    """0: layers are laid over each other run by run; very many: always cell by cell."""
+    before = fold.CELLS_A_RUN
+    fold.CELLS_A_RUN = limit  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        fold.CELLS_A_RUN = before  # type: ignore[misc]
+
+
+LIMITS = st.sampled_from([0, 4, 1 << 40])
+
+
 @pytest.mark.slow
 @given(st.data())
 async def test_random_chains_say_the_same_as_the_walk_and_as_the_model(data: st.DataObject) -> None:
@@ -118,6 +134,13 @@ async def test_random_chains_say_the_same_as_the_walk_and_as_the_model(data: st.
     end = data.draw(st.integers(offset + 1, len(expected)))
     for script in scripts:
         slowly(script, data.draw(st.sampled_from([0, 0, 1, 3])))
+    with cells_a_run(data.draw(LIMITS)):
+        await check_batches(data, scripts, expected, offset, end)
+
+
+async def check_batches(
+    data: st.DataObject, scripts: list[Script], expected: list[Fact], offset: int, end: int
+) -> None:
     async with opened(*scripts, window=data.draw(st.integers(1, 4))) as disk:
         found, broken = await batches(disk, offset, end)
         assert broken is None
@@ -135,9 +158,10 @@ async def test_what_cannot_be_read_matters_exactly_where_the_walk_says_so(data: 
         breaking(script, data.draw(st.sets(st.integers(0, 5), max_size=2)))
         slowly(script, data.draw(st.sampled_from([0, 0, 2])))
     end = scripts[0].length
-    async with opened(*scripts, window=data.draw(st.integers(1, 4))) as disk:
-        assert await batches(disk, 0, end) == await walk(disk, 0, end)
-        assert_idle(disk)
+    with cells_a_run(data.draw(LIMITS)):
+        async with opened(*scripts, window=data.draw(st.integers(1, 4))) as disk:
+            assert await batches(disk, 0, end) == await walk(disk, 0, end)
+            assert_idle(disk)
 
 
 @pytest.mark.slow

@@ -105,54 +105,39 @@ _BAD: Final = 0xFF
 """Stands for the flags of an entry that makes no sense."""
 
 
-def _standard_runs(image: "Image", words: Any, at: int, stop: int, data_flags: int) -> tuple[Any, Any, Any]:
-    """Lengths, flags and host offsets of the runs from `at` to `stop`, or to an entry that makes no sense.
+def _standard_runs(image: "Image", words: Any, at: int, stop: int, data_flags: int) -> _Runs:
+    """The runs from `at` to `stop`, or to an entry that makes no sense. `words`: the entries that this touches.
 
-    `words`: the entries of the clusters that this touches. Only entries that are not zero are looked at: in the upper
-    layers of a long chain that is one of many.
+    Most entries begin no run: they are the one before, or a cluster further. Only the others are looked at.
     """
-    clusters = np.flatnonzero(words != 0)
-    entries = words[clusters]
-    host = (entries & np.uint64(OFFSET_MASK)).astype(np.int64)
+    size = np.uint64(image.cluster_size)
+    new = np.ones(len(words), bool)
+    new[1:] = (words[1:] != words[:-1] + size) & (words[1:] != words[:-1])
+    starts = np.flatnonzero(new)
+    counts = np.diff(starts, append=len(words))
+    hosted = (words[starts] & np.uint64(image.host_mask)) != 0
+    last = words[starts] + (counts - 1).astype(np.uint64) * size * hosted
+    if (last != words[starts + counts - 1]).any() or ((last ^ words[starts]) & ~np.uint64(OFFSET_MASK)).any():
+        # Both kinds of steps in one run, or none that is right for it: such an entry stands for itself.
+        starts, counts = np.arange(len(words)), np.ones(len(words), np.int64)
+    entries = words[starts]
     zero = (entries & np.uint64(OFLAG_ZERO)) != 0
     hosted = (entries & np.uint64(image.host_mask)) != 0
     bad = (entries & np.uint64((L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO)) != 0
     if image.version < 3:
         bad |= zero
     flags = _flags_of(entries, ~zero & hosted, zero, hosted, bad, data_flags)
-    end = len(words)
-    wrong = np.flatnonzero(flags == _BAD)
-    if len(wrong):
-        end = int(clusters[wrong[0]])
-        clusters, flags, host = clusters[: wrong[0]], flags[: wrong[0]], host[: wrong[0]]
-    has_host = (flags & OFFSET_VALID) != 0
-    new = np.ones(len(clusters), bool)
-    new[1:] = (clusters[1:] != clusters[:-1] + 1) | (flags[1:] != flags[:-1])
-    new[1:] |= has_host[1:] & (host[1:] != host[:-1] + image.cluster_size)
-    starts = np.flatnonzero(new)
-    # Between two runs of such clusters, and around them, lies one of clusters that are not there, perhaps of none.
-    begins, ends = (
-        clusters[starts],
-        clusters[np.append(starts[1:] - 1, len(clusters) - 1)] + 1 if len(starts) else starts,
-    )
-    bounds = np.zeros(2 * len(starts) + 2, np.int64)
-    bounds[1:-1:2], bounds[2:-1:2], bounds[-1] = begins, ends, end
-    lengths = np.diff(bounds) << image.cluster_bits
-    all_flags, all_host = np.zeros(len(lengths), np.uint8), np.zeros(len(lengths), np.int64)
-    all_flags[1::2], all_host[1::2] = flags[starts], np.where(has_host, host, 0)[starts]
-    there = lengths != 0
-    lengths, all_flags, all_host = lengths[there], all_flags[there], all_host[there]
-    if end:
-        inside = at & image.cluster_mask
-        lengths[0] -= inside
-        if all_flags[0] & OFFSET_VALID:
-            all_host[0] += inside
-        if end == len(words):
-            lengths[-1] -= -stop & image.cluster_mask
-    return lengths, all_flags, all_host
+    host = np.where(flags & OFFSET_VALID, entries & np.uint64(OFFSET_MASK), 0).astype(np.int64)
+    lengths = counts << image.cluster_bits
+    inside = at & image.cluster_mask
+    lengths[0] -= inside
+    if flags[0] & OFFSET_VALID:
+        host[0] += inside
+    lengths[-1] -= -stop & image.cluster_mask
+    return _merge(*_sound(lengths, flags, host))
 
 
-def _extended_runs(image: "Image", words: Any, at: int, stop: int, data_flags: int) -> tuple[Any, Any, Any]:
+def _extended_runs(image: "Image", words: Any, at: int, stop: int, data_flags: int) -> _Runs:
     """As `_standard_runs`, of extended entries: runs of subclusters."""
     entries, bitmaps = words[::2, None], words[1::2, None]
     numbers = np.arange(SUBCLUSTERS, dtype=np.uint64)
@@ -175,7 +160,7 @@ def _flags_of(entries: Any, normal: Any, zero: Any, hosted: Any, bad: Any, data_
     return np.where(compressed, np.uint8(DATA | STATUS_COMPRESSED), flags)
 
 
-def _cut(image: "Image", flags: Any, host: Any, at: int, stop: int) -> tuple[Any, Any, Any]:
+def _cut(image: "Image", flags: Any, host: Any, at: int, stop: int) -> _Runs:
     """Cut whole subclusters to the range `at` to `stop`, and to what comes before an entry that makes no sense.
 
     Returns lengths, flags and host offsets of what is left.
@@ -191,17 +176,23 @@ def _cut(image: "Image", flags: Any, host: Any, at: int, stop: int) -> tuple[Any
     host = host.copy()
     if flags[0] & OFFSET_VALID:
         host[0] += at % unit
+    return _sound(lengths, flags, host)
+
+
+def _sound(lengths: Any, flags: Any, host: Any) -> _Runs:
+    """The runs up to an entry that makes no sense."""
     bad = np.flatnonzero(flags == _BAD)
-    if len(bad):
-        flags, host, lengths = flags[: bad[0]], host[: bad[0]], lengths[: bad[0]]
-    return lengths, flags, host
+    end = int(bad[0]) if len(bad) else len(flags)
+    return lengths[:end], flags[:end], host[:end]
 
 
-def _merge(lengths: Any, flags: Any, host: Any) -> tuple[Any, Any, Any]:
+def _merge(lengths: Any, flags: Any, host: Any) -> _Runs:
     """Join neighbours that are alike and, where they have a host offset, adjoin in the file."""
     if not len(lengths):
         return lengths, flags, host
     differs = flags[1:] != flags[:-1]
     differs |= ((flags[1:] & OFFSET_VALID) != 0) & (host[1:] != host[:-1] + lengths[:-1])
+    if differs.all():
+        return lengths, flags, host
     starts = np.concatenate(([0], np.flatnonzero(differs) + 1))
     return np.add.reduceat(lengths, starts), flags[starts], host[starts]

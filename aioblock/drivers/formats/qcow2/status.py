@@ -74,8 +74,8 @@ async def block_status(image: "Image", offset: int, nbytes: int, want_zero: bool
 def _sound(image: "Image", table: "CachedTable", offset: int) -> bool:
     """Whether the entry of a cluster is one that `find_run` takes; else it is told when somebody asks for it."""
     entry = table.entries[(offset >> image.cluster_bits & image.l2_mask) * (2 if image.extended else 1)]
-    bad = L2_RESERVED_MASK | image.cluster_mask
-    return not entry & bad & ~OFLAG_ZERO or entry >> 62 & 1 == 1
+    bad = (L2_RESERVED_MASK | image.cluster_mask) & ~OFLAG_ZERO | (OFLAG_ZERO if image.version < 3 else 0)
+    return not entry & bad or entry >> 62 & 1 == 1
 
 
 async def holes_in_data(image: "Image") -> bool:

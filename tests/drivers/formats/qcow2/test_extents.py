@@ -115,3 +115,48 @@ async def test_a_bad_entry_ends_the_batch_before_it_and_is_an_error_by_itself(sh
             with pytest.raises(OSError):
                 await question(9 * cluster, cluster, True)
         assert (await driver.extents(10 * cluster, 30 * cluster, True)).nbytes == 30 * cluster
+
+
+@pytest.mark.parametrize("version", ["0.10", "1.1"])
+async def test_any_sequence_of_entries(version: str) -> None:
+    """Also such as no program writes: steps that are those of a run without being one."""
+    size, cluster = 64 * 512, 512
+    first = 1 << 40
+    steps = [
+        0,
+        0,
+        1,
+        512,
+        first,
+        first + cluster,
+        first + 1,
+        1 << 63 | first,
+        1 << 62 | first,
+        1 << 62 | 512,
+    ]
+    chance = random.Random(11)
+    content = await new_image(size, cluster_size=cluster, compat=version)
+    disk = RecordedDisk(content)
+    table = -(-len(content) // cluster) * cluster
+    disk.write(header_of(content).l1_table_offset, memoryview((table | 1 << 63).to_bytes(8, "big")))
+    for _ in range(150):
+        entries = [chance.choice(steps)]
+        while len(entries) < 64:
+            last = entries[-1]
+            entries.append(chance.choice([last, last + cluster, last + cluster, chance.choice(steps)]) % (1 << 64))
+        disk.write(table, memoryview(b"".join(entry.to_bytes(8, "big") for entry in entries)))
+        async with await open_disk(disk, writable=False) as image:
+            driver = image.node.driver
+            at, broken = 0, False
+            while at < size and not broken:
+                try:
+                    run = await driver.block_status(at, size - at, False)
+                    end = at + min(run.pnum, size - at)
+                except OSError:
+                    end, broken = at, True
+                at = end
+            if at:
+                assert joined(await in_batches(driver, 0, at)) == joined(await one_by_one(driver, 0, at))
+            if broken:
+                with pytest.raises(OSError):
+                    await driver.extents(at, size - at, False)
