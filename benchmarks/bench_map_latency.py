@@ -16,6 +16,7 @@ CASES = {
     "10 MiB, opening alone": (20, 65536),
     "4 GiB, 8 tables a layer": (8 * 8192 // LAYERS, 65536),
     "16 GiB, 32 tables a layer": (32 * 8192 // LAYERS, 65536),
+    "64 GiB, 128 tables a layer": (128 * 8192 // LAYERS, 65536),
     "256 MiB, 4 KiB clusters": (128 * 512 // LAYERS, 4096),
 }
 """How many extents a layer has, and the cluster size."""
