@@ -1,5 +1,6 @@
 """Checking a qcow2 image of 256 GiB, half of it allocated in runs of random length."""
 
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="aioblock-bench-") as where:
         image = str(half(Path(where), GIB))
+        subprocess.run(["qemu-img", "check", "-q", "-r", "all", image], check=True, capture_output=True)
         mine, peer = [], []
         for _ in range(ROUNDS):
             mine.append(measured(ours("aioblock-img"), "check", image))

@@ -54,7 +54,7 @@ def scattered(
 
 
 def half(folder: Path, gib: int) -> Path:
-    """An image half of which is allocated, in runs of random length."""
+    """An image half of which is allocated, in runs of random length. Nothing is counted: a repair does that."""
     path = folder / "half.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{gib}G"], check=True)
     end = gib << 14
@@ -66,7 +66,4 @@ def half(folder: Path, gib: int) -> Path:
         clusters += range(at, min(at + run, end))
         at += run + rng.randrange(1, 128)
     fill(path, clusters)
-    subprocess.run(
-        ["qemu-img", "check", "-q", "-r", "all", path], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     return path
