@@ -1,5 +1,6 @@
 """`map`: where the content of every byte comes from. Whole batches of runs are merged and printed at once."""
 
+import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     asked = _Asked(argv)
     name = asked.one_image()
     asked.check_format()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that a map has no use for
 
     async def body() -> None:
         async with opened(name, **asked.how()) as disk:

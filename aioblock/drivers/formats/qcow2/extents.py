@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from aioblock.base.errors import BlockError
 from aioblock.base.flags import COMPRESSED as STATUS_COMPRESSED
 from aioblock.base.flags import DATA, OFFSET_VALID, RECURSE, ZERO
 from aioblock.core.extents import ExtentBatch
@@ -40,7 +41,7 @@ async def extents(image: "Image", offset: int, nbytes: int, want_zero: bool) -> 
     while at < end and left > 0:
         try:
             words, stop = await _entries(image, at, end, -(-left // per_cluster))
-        except OSError:
+        except (OSError, BlockError):
             if not pieces:
                 raise
             break
@@ -83,7 +84,7 @@ async def _entries(image: "Image", offset: int, end: int, clusters: int) -> tupl
             break
         try:
             table = await image.l2.fetch_ahead(index, tables_end)
-        except OSError:
+        except (OSError, BlockError):
             if at == first:
                 raise
             break

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from aioblock.base.errors import BlockError
 from aioblock.core.eager import Finished, settle, start
 from aioblock.drivers.formats.qcow2.entries import (
     L1_RESERVED_MASK,
@@ -192,7 +193,7 @@ class L2Cache:
             for number, index in enumerate(range(first, end)):
                 entries = table_from_bytes(data[number * size : (number + 1) * size])
                 self.tables[index] = CachedTable(index, offset + number * size, entries)
-        except OSError:
+        except (OSError, BlockError):
             pass  # told to who asks for one of them
         finally:
             for index in range(first, end):
