@@ -16,6 +16,7 @@ import numpy.typing as npt
 from aioblock.base.errors import BlockError, NotSupported
 from aioblock.base.flags import ALLOCATED, DATA, EOF, RAW, RECURSE, ZERO
 from aioblock.blockio.fold import ChainExtents, Fold
+from aioblock.blockio.recursion import look_into_files
 from aioblock.blockio.request import aligned, check_range, refresh_length
 from aioblock.blockio.status import WINDOW, ask_driver, block_status, decided, layers
 from aioblock.core.eager import Finished, settle, start
@@ -50,7 +51,7 @@ async def layer_extents(node: BlockNode, offset: int, nbytes: int, want_zero: bo
 
 
 async def _ask_driver(node: BlockNode, offset: int, nbytes: int, want_zero: bool) -> ExtentBatch | None:
-    """The driver's own batch; None where it has none, or one that leaves questions to the child."""
+    """The driver's own batch, with what the files below say of it; None where it has none."""
     begin, stop = aligned(node, offset, nbytes)
     try:
         batch = await node.driver.extents(begin, stop - begin, want_zero)
@@ -59,8 +60,10 @@ async def _ask_driver(node: BlockNode, offset: int, nbytes: int, want_zero: bool
     batch = _cut(batch, offset, offset + nbytes)
     if not len(batch.lengths):
         raise AssertionError(f"driver '{node.driver.name}' answered for no bytes at {offset}")
-    if (batch.flags & (RAW | RECURSE if want_zero else RAW)).any():
+    if (batch.flags & RAW).any():
         return await _one_by_one(node, offset, batch.nbytes, want_zero)
+    if want_zero and (batch.flags & RECURSE).any():
+        batch = await look_into_files(batch, layer_extents)
     _decide(node, batch, want_zero)
     return batch
 
@@ -114,7 +117,7 @@ def _cut(batch: ExtentBatch, offset: int, end: int) -> ExtentBatch:
 
 
 def _decide(node: BlockNode, batch: ExtentBatch, want_zero: bool) -> None:
-    """Steps 6 of `block_status` over a batch, in place: ALLOCATED, and zeroes where nothing lies below."""
+    """Step 6 of `block_status` over a batch, in place: ALLOCATED, and zeroes where nothing lies below."""
     flags = batch.flags
     flags &= np.uint8(0xFF & ~(RECURSE | EOF))
     decided = (flags & (DATA | ZERO)) != 0
