@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from aioblock.api.info import BitmapInfo, ImageInfo, info, info_chain
     from aioblock.api.new_files import removed_on_failure
     from aioblock.api.snapshots import snapshot_apply, snapshot_create, snapshot_delete, snapshots
+    from aioblock.api.watchdog import BlockedLoop, LagHistogram, LoopWatchdog
     from aioblock.core.authorization import Authorization, AuthzList, AuthzSimple
     from aioblock.core.secrets import Secret
     from aioblock.core.tls import TlsCredentials, TlsPsk, TlsX509, find_tls_credentials
@@ -132,6 +133,7 @@ _ELSEWHERE = {
     "api.info": ("BitmapInfo", "ImageInfo", "info", "info_chain"),
     "api.new_files": ("removed_on_failure",),
     "api.snapshots": ("snapshot_apply", "snapshot_create", "snapshot_delete", "snapshots"),
+    "api.watchdog": ("BlockedLoop", "LagHistogram", "LoopWatchdog"),
     "core.authorization": ("Authorization", "AuthzList", "AuthzSimple"),
     "core.secrets": ("Secret",),
     "graph.creating": ("typed_options",),
@@ -192,6 +194,7 @@ __all__ = [
     "BlockBackend",
     "BlockError",
     "BlockNode",
+    "BlockedLoop",
     "ChainStatus",
     "ContextRuns",
     "CheckFinding",
@@ -213,7 +216,9 @@ __all__ = [
     "InvalidImage",
     "JobError",
     "KernelDevice",
+    "LagHistogram",
     "LocalProtocolError",
+    "LoopWatchdog",
     "Measurement",
     "NamedObject",
     "NbdClientInfo",

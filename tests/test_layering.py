@@ -23,13 +23,14 @@ BELOW: dict[str, set[str]] = {
     "jobs": {"base", "nbd", "core", "blockio", "graph", "drivers"},
     "exports": {"base", "nbd", "core", "blockio", "graph"},
     "api": {"base", "nbd", "core", "luks", "blockio", "graph", "drivers", "jobs", "exports"},
-    "tools": set(),
+    "bench": {""},
+    "tools": {"", "bench"},
 }
-"""What each layer may use beside itself; drivers, jobs and tools have rules of their own below.
+"""What each layer may use beside itself; drivers and jobs have rules of their own below.
 
-The package's own `__init__`, called "" here, offers the public names: it may use all but the tools.
+The package's own `__init__`, called "" here, offers the public names: it may use all but what stands on them.
 """
-BELOW[""] = {*BELOW, ""} - {"tools"}
+BELOW[""] = {*BELOW, ""} - {"bench", "tools"}
 
 DRIVER_KINDS = {"protocols", "formats", "filters"}
 
@@ -105,8 +106,8 @@ def objection(importer: str, target: str) -> str | None:
         layer = "tools"
     if layer not in BELOW:
         return f"{layer} is in no layer"
-    if layer == "tools":
-        return None if below in ("", "tools") else "tools use the public aioblock only"
+    if layer in ("bench", "tools"):
+        return None if below in (layer, *BELOW[layer]) else f"{layer} uses the public aioblock only"
     if layer == "drivers" and len(source) > 1:
         return _driver_objection(source, wanted)
     if layer == below:

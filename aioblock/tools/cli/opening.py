@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .terminal import Terminal
 
-__all__ = ["library_options", "opened", "trust_policy", "warn_of_suffix"]
+__all__ = ["format_for_writing", "library_options", "opened", "trust_policy", "unlocking", "warn_of_suffix"]
 
 
 _DEFAULT: Final = Access()
@@ -48,9 +48,9 @@ async def opened(
 
     format = access.format
     if writable and format is None:
-        format = await _format_for_writing(name)
+        format = await format_for_writing(name)
     if access.key is not None:
-        how |= await _unlocking(name, access)
+        how |= await unlocking(name, access)
     if not writable:
         how["force_share"] = access.force_share
     trust = trust_policy(access.trust)
@@ -65,7 +65,7 @@ async def opened(
         yield disk
 
 
-async def _unlocking(name: str, access: Access) -> dict[str, Any]:
+async def unlocking(name: str, access: Access) -> dict[str, Any]:
     """What `aioblock.open` needs to open an encrypted image with the key. Raises: Failure; as `aioblock.open`."""
     import aioblock
 
@@ -75,7 +75,7 @@ async def _unlocking(name: str, access: Access) -> dict[str, Any]:
     return with_key(info.format, access.key or b"")
 
 
-async def _format_for_writing(name: str) -> str | None:
+async def format_for_writing(name: str) -> str | None:
     """The format of an image, from its content; None where its name says it.
 
     A disk that is taken as it is can begin with whatever its guest wrote there, also with the header of another format.
