@@ -92,11 +92,7 @@ class ProcessBench:
         """Let all processes stop, and wait until they have, also when the caller is cancelled meanwhile."""
         for child in self._children:
             child.say("stop")
-        try:
-            await to_end(asyncio.gather(*(child.gone for child in self._children if child.listening)))
-        finally:
-            for child in self._children:
-                child.close()
+        await to_end(asyncio.gather(*(child.end() for child in self._children)))
 
     def _moved(self) -> None:
         if self._progress is not None:
@@ -139,17 +135,19 @@ class _Child:
             with contextlib.suppress(OSError):
                 self._pipe.send(word)
 
-    def close(self) -> None:
-        """Forget it: it has closed its pipe, which is the last that it does."""
+    async def end(self) -> None:
+        """Wait until it has closed its pipe, which is the last that it does, and forget it."""
+        if self.listening:
+            await self.gone
         for future in (self.ready, self.ended):
             if future.done() and not future.cancelled():
                 future.exception()  # of several that failed, one is raised
             future.cancel()
-        if self._process is not None:
-            self._process.join()
-            self._process.close()
         if self._pipe is not None:
             self._pipe.close()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.join)
+            self._process.close()
 
     def _hear(self) -> None:
         assert self._pipe is not None

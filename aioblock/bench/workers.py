@@ -1,6 +1,6 @@
 """Workers: what sends a job's requests, and what its images have to answer.
 
-One request costs the worker some 0.3 us beside the request itself: what is sent was made in batches, and of each the
+One request costs the worker some 0.4 us beside the request itself: what is sent was made in batches, and of each the
 worker looks up what to call, reads the clock twice, and appends to an array.
 """
 
@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat, takewhile
+from operator import itemgetter, length_hint
 from typing import Any, NamedTuple
 
 from aioblock import BlockBackend, BlockError, OptionError, aligned_buffer, with_context
@@ -68,10 +69,14 @@ class JobRun:
             (disk, requests(job, begin, end, client=number, process=part[0])) for number, disk in enumerate(disks)
         ]
         self._arrivals: Iterator[int] = iter(())
+        self._tickets: Iterator[None] = iter(())
+        """One for each request that may still begin."""
         self._turn = asyncio.Lock()
         self._failed = False
         self._result = JobResult(job.as_dict(), kinds={slot.kind: KindResult() for slot in self._slots})
-        self._begin = self._end = self._tick_begin = 0
+        self._begin: int | None = None
+        self._end: int | None = None
+        self._tick_begin = 0
         self._ticks: asyncio.TimerHandle | None = None
         self._base: dict[str, int] = {}
 
@@ -117,18 +122,18 @@ class JobRun:
 
     def result(self) -> JobResult:
         """What there is so far."""
-        if self._begin and not self._end:
-            self._collect()
-            self._result.statistics = self._grown()
-        if self._begin:
-            self._result.seconds = ((self._end or self._clock()) - self._begin) / 1e9
+        if self._begin is not None:
+            if self._end is None:
+                self._collect()
+                self._result.statistics = self._grown()
+            self._result.seconds = ((self._clock() if self._end is None else self._end) - self._begin) / 1e9
         return self._result
 
     @property
     def done(self) -> float:
         """Which part of the job is done, from 0 to 1."""
-        if not self._begin or self._end:
-            return 1.0 if self._end else 0.0
+        if self._begin is None or self._end is not None:
+            return 0.0 if self._begin is None else 1.0
         parts = []
         if self.job.seconds is not None:
             parts.append((self._clock() - self._begin) / 1e9 / self.job.seconds)
@@ -141,7 +146,7 @@ class JobRun:
     async def _phase(self, seconds: float | None, count: int | None) -> None:
         begin = self._clock()
         deadline = begin + round(seconds * 1e9) if seconds is not None else _NEVER
-        tickets = repeat(None) if count is None else repeat(None, count)
+        self._tickets = repeat(None) if count is None else repeat(None, count)
         send = self._closed
         if self.job.rate is not None:
             send = self._open
@@ -150,19 +155,18 @@ class JobRun:
         try:
             async with asyncio.TaskGroup() as group:
                 for disk, sent in self._clients:
+                    sent = sent if count is None else map(itemgetter(1), zip(self._tickets, sent, strict=False))
                     for _ in range(self.job.depth):
-                        group.create_task(send(disk, sent, tickets, deadline))
+                        group.create_task(send(disk, sent, deadline))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _closed(
-        self, disk: BlockBackend, sent: Iterator[tuple[int, int]], tickets: Iterator[None], deadline: int
-    ) -> None:
+    async def _closed(self, disk: BlockBackend, sent: Iterator[tuple[int, int]], deadline: int) -> None:
         """The next request as soon as the last one has ended."""
         clock, content = self._clock, self._content
         actions = self._actions(disk)
         begun: Any = None
-        for _, (slot, offset) in zip(tickets, sent, strict=False):
+        for slot, offset in sent:
             call, argument, record = actions[slot]
             if content is not None:
                 begun = self._begins(content, slot, offset, argument)
@@ -178,9 +182,7 @@ class JobRun:
             if end >= deadline:
                 return
 
-    async def _open(
-        self, disk: BlockBackend, sent: Iterator[tuple[int, int]], tickets: Iterator[None], deadline: int
-    ) -> None:
+    async def _open(self, disk: BlockBackend, sent: Iterator[tuple[int, int]], deadline: int) -> None:
         """A request when it is due, or later where all workers were busy: its time is counted from when it was due.
 
         One worker at a time waits for the next moment, the others for their turn to wait.
@@ -190,17 +192,14 @@ class JobRun:
         begun: Any = None
         while True:
             async with self._turn:
-                if (due := next(self._arrivals, None)) is None or next(tickets, self) is self:
+                if (due := next(self._arrivals, None)) is None or (request := next(sent, None)) is None:
                     return
                 await self._pace.until(due)
             if clock() >= deadline:
                 self._arrivals = iter(())
-                assert self.job.rate is not None
-                self._result.unsent += 1 + int(
-                    (deadline - due) * self.job.rate / 1e9
-                )  # those behind it: as many as usual
+                self._result.unsent += self._left(deadline - due)
                 return
-            slot, offset = next(sent)
+            slot, offset = request
             call, argument, record = actions[slot]
             if content is not None:
                 begun = self._begins(content, slot, offset, argument)
@@ -211,6 +210,12 @@ class JobRun:
             record(clock() - due)
             if content is not None:
                 self._ends(content, slot, offset, argument, begun)
+
+    def _left(self, nanoseconds: int) -> int:
+        """How many requests come in a time, the one at its begin included: as many as usual, for nobody waits."""
+        assert self.job.rate is not None
+        usual = max(round(nanoseconds * self.job.rate / 1e9), 1)
+        return usual if self.job.count is None else min(usual, 1 + length_hint(self._tickets))
 
     def _actions(self, disk: BlockBackend) -> list[_Action]:
         """For one worker, with buffers of its own."""

@@ -1,4 +1,4 @@
-"""io and bench."""
+"""io."""
 
 import pytest
 
@@ -83,43 +83,3 @@ def test_a_write_that_is_not_clear(program, args):
     result = program("io", "write", "a.qcow2", *args)
     assert result.status == 2 and "hint:" in result.err
     assert content("a.qcow2") == bytes(MiB)
-
-
-def test_bench(chain):
-    document = chain.json("bench", "top.qcow2", "--count", "200", "--depth", "4", "--size", "8k")
-    assert (document["requests"], document["size"], document["depth"]) == (200, 8192, 4)
-    latency = list(document["latency_us"].values())
-    del latency[1]  # the mean
-    assert latency == sorted(latency) and latency[0] > 0
-    assert document["bytes_per_second"] == pytest.approx(document["requests_per_second"] * 8192, rel=0.01)
-    text = chain.ok("bench", "top.qcow2", "--count", "50", "--sequential").out
-    assert "p99.9" in text and "50 in" in text and "%" in text
-
-
-def test_bench_takes_the_time_that_it_is_given(chain):
-    assert 0.05 <= chain.json("bench", "top.qcow2", "--seconds", "0.05")["seconds"] < 5
-
-
-def test_bench_writes_only_if_that_is_meant(chain):
-    before = content("top.qcow2")
-    result = chain("bench", "top.qcow2", "--write", "--count", "10")
-    assert result.status == 2 and "--force" in result.err
-    assert content("top.qcow2") == before
-    assert chain.json("bench", "top.qcow2", "--write", "--force", "--count", "10")["write"] is True
-    assert content("top.qcow2") != before
-
-
-def test_bench_of_an_image_that_is_too_small(program):
-    program.ok("create", "a.raw", "1k")
-    assert program("bench", "a.raw").status == 2
-
-
-def test_bench_says_which_request_failed(program):
-    (program.folder / "a.raw").write_bytes(bytes(MiB))
-    faulty = (
-        'json:{"driver": "raw", "file": {"driver": "blkdebug", "image": {"driver": "file", "filename": "a.raw"}, '
-        '"inject-error": '
-        '[{"event": "none", "iotype": "read", "errno": 5}]}}'
-    )
-    result = program("bench", faulty, "--count", "10")
-    assert result.status == 1 and "Input/output error" in result.err
