@@ -40,7 +40,7 @@ SECTIONS = {
     },
     "Try": {
         "io": "single requests: read, write, zero, discard, status",
-        "bench": "how fast an image is",
+        "bench": "how fast images are",
     },
     "More": {
         "formats": "what formats there are, and their options",

@@ -28,6 +28,8 @@ _OF_THE_RUN = ("images", "job", "loop", "processes", "overwrite", "save", "html"
 
 _STEPS = 1000
 
+_MIX = "Kinds of requests and weights, as in read=70,write=30: read, write, zeroes, discard, status, flush."
+
 
 @subcommand("bench", long=True, short_help="how fast images are")
 @click.argument("images", nargs=-1, type=ImageName(), metavar="[IMAGE]...")
@@ -37,7 +39,7 @@ _STEPS = 1000
     metavar="FILE",
     help="What is to be done, in TOML: docs/bench.md. All its jobs run at the same time.",
 )
-@click.option("--mix", default="read", show_default=True, help="Kinds of requests and weights: read=70,write=30.")
+@click.option("--mix", default="read", show_default=True, help=_MIX)
 @click.option("--size", default="4k", show_default=True, help="Bytes of a request; several with weights: 4k=3,64k=1.")
 @click.option(
     "--pattern",
@@ -134,6 +136,9 @@ def command(
     _refuse_to_destroy(jobs, overwrite)
     if lost := sorted({one.name for one in jobs if one.changes}):
         terminal.left = f"Parts of {', '.join(lost)} are overwritten."
+    for path in (save, html):
+        if path is not None:
+            open(path, "a").close()  # whether it can be written is known before the time is spent
     result = _measured(terminal, jobs, access, processes, loop, save, html)
     terminal.result(result.as_dict())
     show_result(terminal, result)
