@@ -81,7 +81,7 @@ def _warnings(result: Result) -> Iterator[str]:
     if not result.complete:
         yield '<p class="warning">The run was ended early: this is what there was until then.</p>'
     for job in result.jobs:
-        if job.unsent:
+        if job.overloaded:
             yield (
                 f'<p class="warning">{escape(job.name)}: {job.unsent:,} requests were due before the end and could not '
                 "begin: the image did not keep up with the rate, and the latencies are those of the requests sent.</p>"

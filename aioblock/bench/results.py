@@ -52,7 +52,7 @@ class JobResult:
     kinds: dict[str, KindResult] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
     unsent: int = 0
-    """Requests of an open loop that were due but could not begin before the end: the image did not keep up."""
+    """Requests of an open loop that were due but had not begun at the end."""
     verified: int = 0
     """Bytes that were compared with what they had to be, those read back at the end included."""
     statistics: dict[str, int] = field(default_factory=dict)
@@ -62,6 +62,11 @@ class JobResult:
     def name(self) -> str:
         """Of the job."""
         return str(self.job["name"])
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether more than a hundredth of what was due could not begin: the image did not keep up with the rate."""
+        return self.unsent * 100 > self.unsent + self.operations
 
     @property
     def operations(self) -> int:

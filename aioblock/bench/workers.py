@@ -8,12 +8,13 @@ import asyncio
 from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import repeat, takewhile
-from operator import itemgetter, length_hint
+from itertools import islice, repeat, takewhile
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from aioblock import BlockBackend, BlockError, OptionError, aligned_buffer, with_context
 
+from .arriving import Arriving
 from .content import Content
 from .job import Job
 from .pacing import Pace
@@ -68,10 +69,6 @@ class JobRun:
         self._clients = [
             (disk, requests(job, begin, end, client=number, process=part[0])) for number, disk in enumerate(disks)
         ]
-        self._arrivals: Iterator[int] = iter(())
-        self._tickets: Iterator[None] = iter(())
-        """One for each request that may still begin."""
-        self._turn = asyncio.Lock()
         self._failed = False
         self._result = JobResult(job.as_dict(), kinds={slot.kind: KindResult() for slot in self._slots})
         self._begin: int | None = None
@@ -146,20 +143,24 @@ class JobRun:
     async def _phase(self, seconds: float | None, count: int | None) -> None:
         begin = self._clock()
         deadline = begin + round(seconds * 1e9) if seconds is not None else _NEVER
-        self._tickets = repeat(None) if count is None else repeat(None, count)
-        send = self._closed
         if self.job.rate is not None:
-            send = self._open
-            due = (begin + after for after in arrivals(self.job, process=self._process))
-            self._arrivals = takewhile(lambda moment: moment < deadline, due)
+            due = (begin + after for after in islice(arrivals(self.job, process=self._process), count))
+            arriving = Arriving(takewhile(lambda moment: moment < deadline, due), self._clock, self._pace)
+            workers = [self._open(disk, sent, arriving, deadline) for disk, sent in self._users()]
+        else:
+            tickets = repeat(None, count) if count is not None else None
+            workers = [self._closed(disk, _while(tickets, sent), deadline) for disk, sent in self._users()]
         try:
             async with asyncio.TaskGroup() as group:
-                for disk, sent in self._clients:
-                    sent = sent if count is None else map(itemgetter(1), zip(self._tickets, sent, strict=False))
-                    for _ in range(self.job.depth):
-                        group.create_task(send(disk, sent, deadline))
+                for worker in workers:
+                    group.create_task(worker)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+    def _users(self) -> Iterator[tuple[BlockBackend, Iterator[tuple[int, int]]]]:
+        """For each worker the image, and the requests of its client, which the workers of that one share."""
+        for client in self._clients:
+            yield from repeat(client, self.job.depth)
 
     async def _closed(self, disk: BlockBackend, sent: Iterator[tuple[int, int]], deadline: int) -> None:
         """The next request as soon as the last one has ended."""
@@ -182,24 +183,19 @@ class JobRun:
             if end >= deadline:
                 return
 
-    async def _open(self, disk: BlockBackend, sent: Iterator[tuple[int, int]], deadline: int) -> None:
-        """A request when it is due, or later where all workers were busy: its time is counted from when it was due.
-
-        One worker at a time waits for the next moment, the others for their turn to wait.
-        """
+    async def _open(
+        self, disk: BlockBackend, sent: Iterator[tuple[int, int]], arriving: Arriving, deadline: int
+    ) -> None:
+        """A request when it is due, or later where all workers were busy: its time is counted from when it was due."""
         clock, content = self._clock, self._content
         actions = self._actions(disk)
         begun: Any = None
-        while True:
-            async with self._turn:
-                if (due := next(self._arrivals, None)) is None or (request := next(sent, None)) is None:
-                    return
-                await self._pace.until(due)
+        while (due := await arriving.next()) is not None:
             if clock() >= deadline:
-                self._arrivals = iter(())
-                self._result.unsent += self._left(deadline - due)
+                arriving.end()
+                self._result.unsent += self._left(deadline - due, arriving.taken)
                 return
-            slot, offset = request
+            slot, offset = next(sent)
             call, argument, record = actions[slot]
             if content is not None:
                 begun = self._begins(content, slot, offset, argument)
@@ -211,11 +207,11 @@ class JobRun:
             if content is not None:
                 self._ends(content, slot, offset, argument, begun)
 
-    def _left(self, nanoseconds: int) -> int:
+    def _left(self, nanoseconds: int, taken: int) -> int:
         """How many requests come in a time, the one at its begin included: as many as usual, for nobody waits."""
         assert self.job.rate is not None
         usual = max(round(nanoseconds * self.job.rate / 1e9), 1)
-        return usual if self.job.count is None else min(usual, 1 + length_hint(self._tickets))
+        return usual if self.job.count is None else min(usual, self.job.count - taken + 1)
 
     def _actions(self, disk: BlockBackend) -> list[_Action]:
         """For one worker, with buffers of its own."""
@@ -308,3 +304,8 @@ class JobRun:
 
     def _grown(self) -> dict[str, int]:
         return {name: value - self._base.get(name, 0) for name, value in self._statistics().items()}
+
+
+def _while(tickets: Iterator[None] | None, sent: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Requests as long as there are tickets, which all workers share; None: without end."""
+    return sent if tickets is None else map(itemgetter(1), zip(tickets, sent, strict=False))

@@ -3,10 +3,12 @@
 import asyncio
 import heapq
 import time
+from collections.abc import Callable
 
 import pytest
 
 from aioblock.bench import Bench, Job
+from aioblock.bench.arriving import Arriving
 from aioblock.bench.pacing import TimerPace
 from tests.kit.scripted import Script, registered
 
@@ -19,32 +21,39 @@ class World:
 
     def __init__(self) -> None:
         self.now = 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []
         self._number = 0
-        self._going: asyncio.Task[None] | None = None
+        self._ringing = 0
+        self.going: asyncio.Task[None] | None = None
 
     def __call__(self) -> int:
         return self.now
 
-    async def until(self, due: int) -> None:
-        if due <= self.now:
-            return
+    def ring_at(self, due: int, call: Callable[[], None]) -> None:
+        """As a Pace: the last one that was set."""
+        self._ringing = self._number + 1
+        mine = self._ringing
+        self._at(due, lambda: call() if mine == self._ringing else None)
+
+    async def takes(self, nanoseconds: int) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self._at(self.now + nanoseconds, lambda: done.set_result(None))
+        await done
+
+    def _at(self, due: int, call: Callable[[], None]) -> None:
         self._number += 1
-        future = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (due, self._number, future))
-        if self._going is None:
-            self._going = asyncio.create_task(self._go_on())
-        await future
+        heapq.heappush(self._waiting, (due, self._number, call))
+        if self.going is None:
+            self.going = asyncio.create_task(self._go_on())
 
     async def _go_on(self) -> None:
         while self._waiting:
             for _ in range(20):  # whatever is ready comes first
                 await asyncio.sleep(0)
-            due, _, future = heapq.heappop(self._waiting)
-            if not future.done():
-                self.now = due
-                future.set_result(None)
-        self._going = None
+            due, _, call = heapq.heappop(self._waiting)
+            self.now = max(self.now, due)
+            call()
+        self.going = None
 
 
 async def measured(service, **how):
@@ -55,15 +64,15 @@ async def measured(service, **how):
         nonlocal number
         if call.verb == "preadv":
             number += 1
-            await world.until(world.now + service(number))
+            await world.takes(service(number))
 
     script.before = serve
     job = Job(image={"driver": "scripted-protocol", "script": script}, name="job", arrivals="uniform", **how)
     with registered():
         bench = Bench([job], clock=world, pace=world, interval=3600)
         result = (await bench.run()).jobs[0]
-        if world._going is not None:
-            await world._going
+        if world.going is not None:
+            await world.going
     return result
 
 
@@ -113,21 +122,56 @@ async def test_a_closed_loop_counts_from_the_begin():
     assert times(result) == pytest.approx([MS] * 29 + [100 * MS], rel=0.001)
 
 
+async def test_a_busy_loop_does_not_decide_how_many_begin():
+    """All that are due when the loop gets to it begin in the same turn."""
+    world, begun = World(), []
+    arriving = Arriving(iter(range(0, 100, 10)), world, world)
+
+    async def worker() -> None:
+        while (due := await arriving.next()) is not None:
+            begun.append((due, world.now))
+            await asyncio.get_running_loop().create_future()  # it never has time for another one
+
+    workers = [asyncio.create_task(worker()) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert begun == [(0, 0)]
+    world.now = 35
+    arriving._ring()
+    await asyncio.sleep(0)
+    assert begun == [(0, 0), (10, 35), (20, 35), (30, 35)]
+    assert arriving.taken == 4
+    arriving.end()
+    await asyncio.sleep(0)
+    assert [task.done() for task in workers] == [False, False, False, False, True]
+    for task in workers:
+        task.cancel()
+    await asyncio.wait(workers)
+    world.going.cancel()
+
+
 async def test_the_timer_never_rings_early():
     with TimerPace() as pace:
         for after in (0, 1000, 200_000, -5):
+            rung = asyncio.get_running_loop().create_future()
             due = time.perf_counter_ns() + after
-            await pace.until(due)
-            assert time.perf_counter_ns() >= due
+            pace.ring_at(due, lambda rung=rung: rung.set_result(time.perf_counter_ns()))
+            assert await rung >= due
 
 
-async def test_a_wait_that_was_cancelled_does_not_end_the_next():
+async def test_the_timer_rings_for_the_last_one_only():
     with TimerPace() as pace:
-        waiting = asyncio.create_task(pace.until(time.perf_counter_ns() + 1_000_000))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        due = time.perf_counter_ns() + 3_000_000
-        await pace.until(due)
-        assert time.perf_counter_ns() >= due
+        rung = asyncio.get_running_loop().create_future()
+        pace.ring_at(time.perf_counter_ns() + 1_000_000, lambda: rung.set_result("first"))
+        pace.ring_at(time.perf_counter_ns() + 2_000_000, lambda: rung.set_result("second"))
+        assert await rung == "second"
+        pace.ring_at(time.perf_counter_ns(), lambda: rung.set_result("after the end"))
+    await asyncio.sleep(0)
+
+
+async def test_without_timerfd_the_loop_rings(monkeypatch):
+    monkeypatch.setattr("sys.platform", "other")
+    with TimerPace() as pace:
+        rung = asyncio.get_running_loop().create_future()
+        pace.ring_at(time.perf_counter_ns() + 10**12, lambda: rung.set_result("first"))
+        pace.ring_at(time.perf_counter_ns() + 1000, lambda: rung.set_result("second"))
+        assert await rung == "second"

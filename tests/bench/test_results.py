@@ -83,14 +83,22 @@ def drawings(text):
 def test_a_report_is_one_file_with_drawings():
     result = a_result("<b>&job")
     result.complete = False
-    result.jobs[0].unsent = 12
+    result.jobs[0].unsent = 1234
     text = html_report(result, "a <title>")
     assert "<b>" not in text and "&lt;b&gt;&amp;job" in text and "a &lt;title&gt;" in text
-    assert "ended early" in text and "12 requests were due" in text and "99.9 %" in text
+    assert "ended early" in text and "1,234 requests were due" in text and "99.9 %" in text
     assert not re.search(r"(src|href)=|url\(|@import", text)
     assert len(drawings(text)) == 4
     for drawing in drawings(text):
         assert len(drawing.findall(".//{*}path")) == 1
+
+
+def test_a_few_that_did_not_begin_before_the_end_are_no_overload():
+    [job] = a_result().jobs
+    job.unsent = 3
+    assert not job.overloaded
+    job.unsent = job.operations // 50
+    assert job.overloaded
 
 
 def test_a_report_of_nothing():

@@ -28,7 +28,7 @@ def show_result(terminal: "Terminal", result: "Result") -> None:
     for job in result.jobs:
         terminal.heading(_title(job))
         _show_kinds(terminal, job)
-        if job.unsent:
+        if job.overloaded:
             terminal.warn(
                 f"{job.name}: {plural(job.unsent, 'request')} could not begin before the end: the image does not keep "
                 "up with this rate"
