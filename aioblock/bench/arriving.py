@@ -22,7 +22,7 @@ class Arriving:
         self._pace = pace
         self._idle: deque[asyncio.Future[int | None]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._ahead = next(moments, None)
+        self._ahead: int | None = next(moments, None)
         self.taken = 0
         """How many moments were handed out."""
 
@@ -37,7 +37,7 @@ class Arriving:
         if due <= self._clock():
             self._advance()
             return due
-        waiting = self._loop.create_future()
+        waiting: asyncio.Future[int | None] = self._loop.create_future()
         self._idle.append(waiting)
         if len(self._idle) == 1:
             self._pace.ring_at(due, self._ring)

@@ -59,7 +59,7 @@ def html_report(result: Result, title: str = "aioblock bench") -> str:
                 for job, kind, found in _kinds(result)
             ],
         ),
-        plot([*_throughput(result)], Axis("seconds"), Axis("requests a second", _thousands)),
+        plot([*_throughput(result)], Axis("seconds", tight=True), Axis("requests a second", _thousands)),
         "<h2>Latency</h2>",
         _table(
             ["job", "kind", "mean", *(f"p{percent:g}" for percent in PERCENTILES), "max"],

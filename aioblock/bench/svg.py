@@ -8,7 +8,7 @@ from html import escape
 __all__ = ["Axis", "Line", "plot"]
 
 _WIDTH, _HEIGHT = 760, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 16, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 28, 14, 44
 
 _COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 
@@ -25,6 +25,8 @@ class Axis:
     log: bool = False
     ticks: Sequence[float] = ()
     """Where the marks are; none: at round values."""
+    tight: bool = False
+    """It ends with the last value, not with a round one behind it."""
 
 
 @dataclass
@@ -75,7 +77,8 @@ class _Scale:
                 self._from, self._to = math.log10(min(axis.ticks)), math.log10(max(*axis.ticks, most))
         else:
             step = _round_step(most - min(least, 0))
-            self._from, self._to = min(0, math.floor(least / step) * step), math.ceil(most / step) * step
+            self._from = min(0, math.floor(least / step) * step)
+            self._to = most if axis.tight else math.ceil(most / step) * step
         if self._from == self._to:
             self._to = self._from + 1
 

@@ -116,7 +116,7 @@ def test_every_point_is_inside_of_the_frame(log, values):
     [drawing] = drawings(plot([Line("a", points), Line("b", points, True)], Axis("x"), Axis("y", log=log)))
     for path in drawing.findall(".//{*}path"):
         for x, y in re.findall(r"[ML]([\d.-]+) ([\d.-]+)", path.get("d", "")):
-            assert 74 <= float(x) <= 744 and 14 <= float(y) <= 256
+            assert 74 <= float(x) <= 732 and 14 <= float(y) <= 256
 
 
 def test_a_long_line_is_thinned():

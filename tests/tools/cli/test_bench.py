@@ -1,6 +1,10 @@
 """bench: what it measures, what it refuses, and what it shows."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -128,6 +132,32 @@ def test_which_request_failed(program):
     )
     result = program("bench", faulty, "--count", "10")
     assert result.status == 1 and "Input/output error" in result.err and "read of 4096 bytes at offset" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_interrupted_it_shows_what_there_is(chain, processes):
+    """Ctrl-C goes to the whole group of processes, as a terminal sends it."""
+    words = ("bench", "top.qcow2", "--seconds", "40", "--processes", processes, "--progress", "json")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "aioblock", *words, "--save", "result.json"],
+        cwd=chain.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stderr is not None
+    while not json.loads(running.stderr.readline())["done"]:
+        assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=45)
+    assert running.returncode == 128 + signal.SIGINT
+    assert "top.qcow2: read of 4 KiB" in out
+    assert "ended early" in err and "interrupted" in err and "Traceback" not in err
+    saved = json.loads((chain.folder / "result.json").read_text())
+    assert not saved["complete"] and saved["jobs"][0]["operations"] > 0
 
 
 @pytest.mark.slow
