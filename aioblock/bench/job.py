@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aioblock
-from aioblock import Image, NamedObject, OptionError
+from aioblock import BlockBackend, Image, NamedObject, OptionError
 
 __all__ = ["ARRIVALS", "CHANGING", "KINDS", "PATTERNS", "Job", "check_together"]
 
@@ -21,6 +21,11 @@ PATTERNS = ("sequential", "random", "zipf")
 ARRIVALS = ("uniform", "poisson")
 
 _TRUST = {"all": aioblock.TRUST_ALL, "directory": aioblock.TRUST_DIRECTORY, "none": aioblock.TRUST_NONE}
+
+RATES = (1e-3, 1e9)
+"""Requests a second: fewer are no load, more are less than a nanosecond apart."""
+THETAS = (0.0, 10.0)
+"""With more than that the first place gets all but one in a thousand."""
 
 UNIT = 512
 """What is verified comes in multiples of this."""
@@ -94,11 +99,12 @@ class Job:
         for name in ("length", "count"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
-        _number("warmup", self.warmup, above=False)
-        _number("theta", self.theta, above=False)
-        for name in ("rate", "seconds"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name))
+        _number("warmup", self.warmup, (0, math.inf))
+        _number("theta", self.theta, THETAS)
+        if self.seconds is not None:
+            _number("seconds", self.seconds)
+        if self.rate is not None:
+            _number("rate", self.rate, RATES)
         _one_of("pattern", self.pattern, PATTERNS)
         _one_of("arrivals", self.arrivals, ARRIVALS)
         _one_of("trust", self.trust, tuple(_TRUST))
@@ -153,7 +159,7 @@ class Job:
 
         Raises: OptionError where it cannot be cut.
         """
-        if not isinstance(self.image, str) and not isinstance(self.image, Mapping):
+        if isinstance(self.image, BlockBackend):
             raise OptionError("processes: an open image cannot be used by another process", option="image")
         if self.count is not None and self.count < parts:
             raise OptionError(f"count: {self.count} is fewer than the {parts} processes", option="count")
@@ -196,10 +202,15 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise OptionError(f"{name}: {value!r} is not a whole number from {least} on", option=name)
 
 
-def _number(name: str, value: Any, *, above: bool = True) -> None:
+def _number(name: str, value: Any, between: tuple[float, float] | None = None) -> None:
+    """A finite number above 0, or in a range with its ends."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (above and value == 0):
-        raise OptionError(f"{name}: {value!r} is not a number {'above' if above else 'from'} 0", option=name)
+    if fits and (value > 0 if between is None else between[0] <= value <= between[1]):
+        return
+    words = "above 0" if between is None else f"from {between[0]:g} on"
+    if between is not None and between[1] < math.inf:
+        words = f"from {between[0]:g} to {between[1]:g}"
+    raise OptionError(f"{name}: {value!r} is not a number {words}", option=name)
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
@@ -211,6 +222,6 @@ def _weights(name: str, weights: Any) -> None:
     if not isinstance(weights, Mapping) or not weights:
         raise OptionError(f"{name}: at least one is needed, with its weight", option=name)
     for key, weight in weights.items():
-        _number(f"{name}.{key}", weight, above=False)
+        _number(f"{name}.{key}", weight, (0, math.inf))
     if not any(weights.values()):
         raise OptionError(f"{name}: one weight has to be above 0", option=name)

@@ -1,6 +1,5 @@
 """Which requests are sent: kinds, sizes and places, reproducible from a seed, made in batches."""
 
-import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -60,11 +59,11 @@ def _batches(
     upto[-1] = 1.0
     nbytes = np.array([slot.nbytes for slot in kinds], np.int64)
     length = end - begin
-    place = _Sequential(length, client * length // job.clients) if job.pattern == "sequential" else None
+    place = _Sequential(length, client * length // job.clients, set(nbytes.tolist()))
     while True:
         chosen = np.searchsorted(upto, rng.random(_BATCH), "right") if len(kinds) > 1 else np.zeros(_BATCH, np.int64)
         sizes = nbytes[chosen]
-        if place is not None:
+        if job.pattern == "sequential":
             offsets = place.next(sizes)
         else:
             places = length // np.maximum(sizes, 1)
@@ -79,21 +78,29 @@ def _batches(
 class _Sequential:
     """One place after the other, from `start` on, and round; a request that does not fit begins again at 0."""
 
-    def __init__(self, length: int, start: int) -> None:
+    def __init__(self, length: int, start: int, known: set[int]) -> None:
+        """`known`: the sizes that come."""
         self._length = length
-        self._at = -1
-        self._start = start
+        widest = max(*known, 1)
+        self._at = start // widest * widest
+        self._places = length // widest if known == {widest} else 0
 
     def next(self, sizes: _Ints) -> _Ints:
-        if self._at < 0:
-            widest = int(sizes.max()) or 1
-            self._at = self._start // widest * widest
-        offsets = self._at + np.cumsum(sizes) - sizes
-        while (over := offsets + sizes > self._length).any():
-            first = int(over.argmax())
-            offsets[first:] -= offsets[first]
-        self._at = int(offsets[-1] + sizes[-1])
-        return offsets
+        """Where requests of these sizes go."""
+        if self._places:
+            size = int(sizes[0])
+            numbers = (self._at // size + np.arange(len(sizes) + 1)) % self._places
+            self._at = int(numbers[-1]) * size
+            return numbers[:-1] * size
+        offsets = []
+        at = self._at
+        for size in sizes.tolist():
+            if at + size > self._length:
+                at = 0
+            offsets.append(at)
+            at += size
+        self._at = at
+        return np.array(offsets, np.int64)
 
 
 def zipf_ranks(rng: np.random.Generator, n: int, theta: float, count: int) -> _Ints:
@@ -153,6 +160,4 @@ def _arrival_batches(rate: float, how: str, rng: np.random.Generator) -> Iterato
     while True:
         times = at + np.cumsum(rng.exponential(period, _BATCH))
         at = float(times[-1])
-        if not math.isfinite(at):
-            raise OptionError(f"rate: {rate} requests a second are too few", option="rate")
         yield times.astype(np.int64).tolist()

@@ -7,7 +7,7 @@ from typing import Any
 
 from aioblock import LagHistogram, OptionError
 
-from .latencies import Latencies
+from .latencies import Latencies, need_histograms
 
 __all__ = ["SCHEMA", "Interval", "JobResult", "KindResult", "Result", "Usage", "merged"]
 
@@ -56,7 +56,7 @@ class JobResult:
     verified: int = 0
     """Bytes that were compared with what they had to be, those read back at the end included."""
     statistics: dict[str, int] = field(default_factory=dict)
-    """The counters of the images (`aioblock.Statistics`): by how much they grew."""
+    """The counters of the images (`aioblock.Statistics`): by how much they grew, whoever used them."""
 
     @property
     def name(self) -> str:
@@ -193,7 +193,11 @@ class Result:
 
     @classmethod
     def from_dict(cls, document: Any, source: str = "result") -> "Result":
-        """What `as_dict` made; `source` is named in messages. Raises: OptionError where it is something else."""
+        """What `as_dict` made; `source` is named in messages.
+
+        Raises: OptionError where it is something else; NotSupported where a package is missing.
+        """
+        need_histograms()
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise OptionError(f"{source}: no result of this version: its schema is {schema!r}, not '{SCHEMA}'")
@@ -211,7 +215,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str) -> "Result":
-        """Read the document in a file. Raises: OSError, OptionError."""
+        """Read the document in a file. Raises: as `from_dict`; OSError."""
         with open(path, "rb") as file:
             try:
                 document = json.load(file)

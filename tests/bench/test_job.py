@@ -1,6 +1,7 @@
 """Job: what is checked, what is written down, and how it is divided."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,8 @@ from aioblock.bench.job import check_together
         ("seed", {"seed": -1}),
         ("rate", {"rate": 0}),
         ("rate", {"rate": float("inf")}),
+        ("rate", {"rate": 1e-4}),
+        ("theta", {"theta": 11}),
         ("seconds", {"seconds": 0}),
         ("warmup", {"warmup": -1}),
         ("theta", {"theta": float("nan")}),
@@ -78,6 +81,7 @@ def test_rate_and_count_are_divided():
     assert [part.rate for part in parts] == [pytest.approx(100 / 3)] * 3
     with pytest.raises(OptionError):
         Job(image="a", count=2).shares(3)
+    assert len(Job(image=Path("a")).shares(2)) == 2
 
 
 def test_no_job_changes_what_another_verifies():

@@ -84,7 +84,7 @@ def test_no_request_fits():
         requests(Job(image="a"), 0, 512, client=0)
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.5, 0.99, 1.0, 1.5])
+@pytest.mark.parametrize("theta", [0.0, 0.5, 0.99, 1.0, 1.5, 2.0])
 def test_zipf_has_the_probabilities_of_its_formula(theta):
     n, count = 50, 200_000
     ranks = zipf_ranks(np.random.default_rng(1), n, theta, count)
@@ -94,6 +94,19 @@ def test_zipf_has_the_probabilities_of_its_formula(theta):
     found = np.bincount(ranks, minlength=n)
     # Pearson's test: the sum has a mean of 49 and exceeds 85.35 once in a thousand times; the seed is fixed.
     assert ((found - expected) ** 2 / expected).sum() < 85.35
+
+
+@pytest.mark.parametrize("theta", [0.0, 1.0, 1.00001, 3.0, 10.0])
+@pytest.mark.parametrize("n", [1, 2, 3, 1 << 50])
+def test_zipf_at_its_limits(theta, n):
+    ranks = zipf_ranks(np.random.default_rng(1), n, theta, 5000)
+    assert len(ranks) == 5000 and ranks.min() >= 0 and ranks.max() < n
+
+
+def test_sequential_in_a_part_of_one_request():
+    assert set(made(Job(image="a", pattern="sequential"), end=4096)) == {(0, 0)}
+    mixed = Job(image="a", pattern="sequential", sizes={4096: 1, 512: 1})
+    assert {offset for _, offset in made(mixed, end=4096)} == {*range(0, 4096, 512)}
 
 
 def test_zipf_over_a_huge_image_is_quick_and_finds_few_places():

@@ -3,12 +3,13 @@
 import copy
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from aioblock import OptionError
-from aioblock.bench import Result, html_report, merged, short_time
+from aioblock import NotSupported, OptionError
+from aioblock.bench import Bench, Job, Result, html_report, merged, short_time
 from aioblock.bench.svg import Axis, Line, plot
 from tests.bench.samples import a_result
 
@@ -50,6 +51,14 @@ def damaged(change):
 def test_what_is_no_result_is_refused(document):
     with pytest.raises(OptionError, match="result: "):
         Result.from_dict(document)
+
+
+def test_without_the_package_of_the_histograms(monkeypatch):
+    document = a_result().as_dict()
+    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
+    for needs in (lambda: Bench([Job(image="a")]), lambda: Result.from_dict(document)):
+        with pytest.raises(NotSupported, match=r"pip install aioblock\[bench\]"):
+            needs()
 
 
 def test_a_file_that_is_no_result(tmp_path):
