@@ -1,6 +1,7 @@
 """LoopWatchdog: how late the callbacks of an event loop run, and what keeps it when they are late."""
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -112,8 +113,7 @@ class LoopWatchdog:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._reported = 0.0
+        self._due = self._reported = math.inf
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -126,12 +126,13 @@ class LoopWatchdog:
         if self._timer is not None:
             raise RuntimeError("this watchdog is watching a loop already")
         self._loop = asyncio.get_running_loop()
-        self._schedule()
+        self._due = math.inf
         if self._on_blocked is not None:
             self._stopping.clear()
             thread = threading.get_ident()
             self._watcher = threading.Thread(target=self._watch, args=(thread,), name="aioblock-watchdog", daemon=True)
             self._watcher.start()
+        self._schedule()
 
     def stop(self) -> None:
         """Watch no more; waits for an `on_blocked` that runs. A second call does nothing."""
