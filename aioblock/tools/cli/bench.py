@@ -190,7 +190,7 @@ def _refuse_to_destroy(jobs: "list[Job]", overwrite: bool) -> None:
     )
 
 
-async def _completed(job: "Job", access: Access, terminal: "Terminal") -> "Job":
+async def _completed(job: "Job", access: Access) -> "Job":
     """The job with what the options say about opening its image: its own words go first. Raises: Failure, OSError."""
     name = str(job.as_dict()["image"])
     opening: dict[str, Any] = {"force_share": job.force_share or access.force_share}
@@ -224,7 +224,7 @@ def _measured(
     async def body() -> None:
         import asyncio
 
-        completed = [await _completed(job, access, terminal) for job in jobs]
+        completed = [await _completed(job, access) for job in jobs]
         with WorkProgress(terminal, "bench", unit="per mille") as progress:
 
             def moved(done: float) -> None:
