@@ -5,6 +5,7 @@ reads and writes, so that they find a thread however many reads are stuck. Pools
 threads end with the last file of a device.
 """
 
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,17 @@ OPENING: Final = -1  # the key of the pools for files that are being opened: the
 
 _lock = threading.Lock()  # event loops of several threads may share the pools
 _pools: dict[int, "DevicePools"] = {}
+
+
+def _forget_parent() -> None:
+    """In the child of a fork: it has none of the threads, and what it opens gets pools of its own."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
 
 
 class DevicePools:
@@ -56,7 +68,8 @@ class DevicePools:
             self.users -= 1
             if self.users:
                 return
-            del _pools[self.key]
+            if _pools.get(self.key) is self:  # not that of the child of a fork
+                del _pools[self.key]
         self.io.shutdown(wait=False)
         self.sync.shutdown(wait=False)
 
