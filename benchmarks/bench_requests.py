@@ -2,11 +2,12 @@
 
 import os
 
-from benchmarks.peers import ROUNDS, images, need, ours, printed_seconds, report
+from benchmarks.peers import ROUNDS, images, need, ours, printed_seconds, report, uncache
 
 BLOCK = 4096
 STEP = 257 * BLOCK
 """No two requests that follow each other adjoin, nor lie in one cluster; and all blocks get their turn."""
+CACHES = os.environ.get("CACHES", "writeback,none").split(",")
 DEPTHS = tuple(int(depth) for depth in os.environ.get("DEPTHS", "1,4,16,64,256").split(","))
 
 
@@ -30,6 +31,11 @@ def main() -> None:
             ("reads", "none", ("native",)),
             ("writes", "none", ("native",)),
         ):
+            if cache not in CACHES:
+                continue
+            if cache == "none":
+                uncache(raw)
+                uncache(qcow2)
             for depth in DEPTHS:
                 count = 2000 * min(depth, 16) if cache == "none" else 20_000 * min(depth, 4)
                 for path, name in ((raw, "raw"), (qcow2, "qcow2")):
