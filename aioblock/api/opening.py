@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypedDict
 from aioblock.base.errors import BlockError, OptionError, message_of, with_context
 from aioblock.base.options import nest, overlaid
 from aioblock.blockio.status import WINDOW
+from aioblock.core.context import AIO_MODES
 from aioblock.core.eager import to_end
 from aioblock.core.objects import NamedObject
 from aioblock.drivers import register_all
@@ -37,6 +38,7 @@ class Opening(TypedDict, total=False):
     """
 
     cache: str
+    aio: str | None
     discard: str
     force_share: bool
     trust: TrustPolicy
@@ -54,6 +56,7 @@ async def open(
     writable: bool = False,
     resize: bool = False,
     cache: str = "writeback",
+    aio: str | None = None,
     discard: str = "unmap",
     detect_zeroes: str = "off",
     copy_on_read: bool = False,
@@ -76,11 +79,12 @@ async def open(
     `name`: a file name, `protocol:...`, `json:{...}`, or options as a dict; `options` are laid over it. `format` None:
     guessed from the content, which is allowed (`probe` None) of the top image of a read-only open only.
     `discard`: unmap, or ignore, which drops discards and keeps the storage of what is zeroed.
-    `cache`: none, writeback, writethrough, directsync or unsafe. `trust` says which files named inside images may be
-    opened. `max_in_flight`: how many requests run at a time, later ones wait their turn. `window`: how many layers of a
-    chain are asked for their status at the same time. `objects`: the named objects, by id, that options refer to
-    (secrets). `metadata_only`: only what the image says about itself is wanted, so that an encrypted one needs no
-    secret; its data cannot be read.
+    `cache`: none, writeback, writethrough, directsync or unsafe. `aio`: how the system is asked where the page cache is
+    passed by (none, directsync): native, which needs that, threads or io_uring; None: what is best. `trust` says which
+    files named inside images may be opened. `max_in_flight`: how many requests run at a time, later ones wait their
+    turn. `window`: how many layers of a chain are asked for their status at the same time. `objects`: the named
+    objects, by id, that options refer to (secrets). `metadata_only`: only what the image says about itself is wanted,
+    so that an encrypted one needs no secret; its data cannot be read.
     `share_write` off: nobody else may write to the image meanwhile, which its locks see to.
     `snapshot`: the disk as it was when this internal snapshot was made, by its id or else its name; read-only.
 
@@ -99,10 +103,13 @@ async def open(
         described["snapshot"] = snapshot
     if discard not in ("ignore", "off", "unmap", "on"):
         raise OptionError(f"Invalid discard mode '{discard}'", option="discard")
+    if aio is not None and aio not in AIO_MODES:
+        raise OptionError(f"Invalid aio mode '{aio}'", option="aio")
     settings = OpenSettings(
         writable=writable,
         cache=cache_mode(cache),
         unmap=discard in ("unmap", "on"),
+        aio=aio,
         detect_zeroes=detect_zeroes,
         force_share=force_share,
         backing=backing,

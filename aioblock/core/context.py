@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from aioblock.core.io import BlockIO
     from aioblock.core.objects import NamedObject
 
-__all__ = ["CacheMode", "OpenContext"]
+__all__ = ["AIO_MODES", "CacheMode", "OpenContext"]
+
+AIO_MODES = ("threads", "native", "io_uring")
+"""The ways to ask a system for I/O, as the option `aio` of a file names them."""
 
 
 class CacheMode:
@@ -55,6 +58,8 @@ class OpenContext(ABC):
     """Opened to be asked about itself: no guest data will be read or written, so no key is needed for it."""
     unmap: bool
     """Discards shall reach the storage (`discard=unmap`)."""
+    aio: str | None
+    """One of AIO_MODES, for files that are not told otherwise; None: what is best there."""
     objects: "Mapping[str, NamedObject]"
     """The named objects that options may refer to by their id: see `core.objects`."""
 

@@ -55,6 +55,7 @@ class GraphContext(OpenContext):
         self.metadata_only = settings.metadata_only
         self.objects = settings.objects
         self.unmap = unmaps(reader.take("discard", "unmap" if settings.unmap else "ignore"))
+        self.aio = settings.aio
         self.settings = replace(settings, force_share=self.force_share, cache=self.cache, unmap=self.unmap)
         self.probed = False
         self.filename = ""

@@ -26,6 +26,8 @@ class OpenSettings:
     cache: CacheMode = field(default_factory=CacheMode)
     unmap: bool = True
     """Discards reach the storage, and write-zeroes may give it back."""
+    aio: str | None = None
+    """How the system is asked for I/O: see `OpenContext.aio`."""
     detect_zeroes: str = "off"
     force_share: bool = False
     backing: bool = True

@@ -65,6 +65,7 @@ class Subject:
 class File(Subject):
     driver: type[BlockDriver] = FileDriver
     direct = False
+    aio: str | None = None
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.path = folder / "disk"
@@ -72,7 +73,8 @@ class File(Subject):
             file.truncate(SIZE)
 
     async def open(self, *, read_only: bool = False) -> BlockDriver:
-        return await open_driver(self.driver, {"filename": str(self.path)}, read_only=read_only, direct=self.direct)
+        options = {"filename": str(self.path)}
+        return await open_driver(self.driver, options, read_only=read_only, direct=self.direct, aio=self.aio)
 
     def storage(self) -> bytes | None:
         return self.path.read_bytes()
@@ -80,6 +82,10 @@ class File(Subject):
 
 class FileDirect(File):
     direct = True
+
+
+class FileDirectThreads(FileDirect):
+    aio = "threads"
 
 
 class HostDevice(File):
@@ -338,6 +344,7 @@ class Qcow2Extended(Qcow2):
 SUBJECTS: dict[str, type[Subject]] = {
     "file": File,
     "file-direct": FileDirect,
+    "file-direct-threads": FileDirectThreads,
     "host_device": HostDevice,
     "memory": Memory,
     "nbd": Nbd,

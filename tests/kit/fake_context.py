@@ -39,6 +39,7 @@ class FakeContext(OpenContext):
         no_flush: bool = False,
         probed: bool = False,
         metadata_only: bool = False,
+        aio: str | None = None,
         objects: Mapping[str, NamedObject] | None = None,
     ) -> None:
         self.options = Options(options or {})
@@ -52,6 +53,7 @@ class FakeContext(OpenContext):
         self.metadata_only = metadata_only
         self.objects = objects or {}
         self.unmap = True
+        self.aio = aio
         self.probed = probed
 
         self.this = _Alone()

@@ -1,6 +1,5 @@
 """`bench`: many requests of the same kind, a fixed number at a time, and how long they took."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -35,7 +34,7 @@ class _Asked(Asked):
     )
     SWITCHES: ClassVar = {"w": "write"}
 
-    aio = "threads"
+    aio: str | None = None
     count = 75000
     depth = 64
     offset = 0
@@ -88,20 +87,10 @@ def main(argv: Sequence[str]) -> int:
     asked.check_format()
 
     async def body() -> None:
-        _check_aio(asked, name)
-        async with opened(name, writable=asked.write, cache=asked.cache, **asked.how()) as disk:
+        async with opened(name, writable=asked.write, cache=asked.cache, aio=asked.aio, **asked.how()) as disk:
             await _bench(disk, asked)
 
     return run(body)
-
-
-def _check_aio(asked: _Asked, name: str) -> None:
-    """How the system is asked changes nothing here; but QEMU wants one way with O_DIRECT only. Raises: ProgramError."""
-    is_file = asked.image_opts or name.startswith("json:") or os.path.exists(name.removeprefix("file:"))
-    openable = is_file and not (asked.write and asked.force_share)
-    if asked.aio == "native" and openable and CACHE_MODES[asked.cache] not in ("none", "directsync"):
-        reason = "aio=native was specified, but it requires cache.direct=on, which was not specified."
-        raise ProgramError(f"Could not open '{name}': {reason}")
 
 
 async def _bench(disk: "BlockBackend", asked: _Asked) -> None:

@@ -43,7 +43,7 @@ Read and write a disk image, request by request
   -C, --copy-on-read     keep in the image what is read from its backing file
   -m, --misalign         use memory that is not aligned (it never needs to be)
   -k, --native-aio       as -i native
-  -i, --aio MODE         threads, native or io_uring; checked, and without effect
+  -i, --aio MODE         threads, native or io_uring: how the host is asked with -t none
   -t, --cache MODE       none, directsync, writeback, writethrough (the default) or unsafe
   -d, --discard MODE     ignore or unmap (the default)
   -T, --trace WHAT       [[enable=]PATTERN][,events=FILE][,file=FILE]; there are no events yet

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["AIO_MODES", "Mode", "close", "open_", "open_described", "open_for", "parse_option_string"]
 
 AIO_MODES = ("threads", "native", "io_uring")
-"""What -i takes. The library has one way of its own to reach a file; the names are checked and otherwise ignored."""
+"""What -i takes."""
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Mode:
     cache: str = "writethrough"
     """As `-t` takes it. Where nothing is said, every write is on stable storage when it is done."""
     discard: str = "unmap"
-    aio: str = "threads"
+    aio: str | None = None
     format: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """With dotted keys."""
@@ -94,17 +94,18 @@ async def _open(name: str | None, options: dict[str, Any], mode: Mode) -> "Block
     stated = _switch(options, "read-only")
     writable = not mode.read_only if stated is None else not stated
     force_share = mode.force_share or bool(_switch(options, "force-share"))
-    cache = CACHE_MODES[mode.cache]
-    direct = _switch(options, "cache.direct")
-    if mode.aio == "native" and not (cache in ("none", "directsync") if direct is None else direct):
-        raise OptionError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
     if writable and force_share and not mode.snapshot:
         raise OptionError("force-share=on can only be used with read-only images", option="force-share")
     if mode.copy_on_read and not writable:
         raise OptionError("Can't use copy-on-read on read-only device")
     if stated and not mode.read_only:
         raise PermissionConflict("Block node is read-only")
-    how: dict[str, Any] = {"cache": mode.cache, "discard": mode.discard, "force_share": force_share}
+    how: dict[str, Any] = {
+        "cache": mode.cache,
+        "aio": mode.aio,
+        "discard": mode.discard,
+        "force_share": force_share,
+    }
     if mode.format is not None:
         how["format"] = mode.format
     if mode.snapshot:

@@ -75,7 +75,7 @@ What they see:
   -B, --bitmap=NAME         offer a dirty bitmap of the image; may be repeated
   -n, --nocache             as --cache=none
       --cache=MODE          none, directsync, writeback (the default), writethrough or unsafe
-      --aio=MODE            threads, native or io_uring; checked, and without effect
+      --aio=MODE            threads, native or io_uring: how the host is asked with --cache=none
       --discard=MODE        ignore (the default) or unmap
       --detect-zeroes=MODE  off, on or unmap
 
@@ -112,7 +112,7 @@ class CommandLine:
     snapshot: bool = False
     load_snapshot: Any = None
     cache: str = "writeback"
-    aio: str = "threads"
+    aio: str | None = None
     discard: str = "ignore"
     detect_zeroes: str = "off"
     socket: str | None = None

@@ -106,13 +106,16 @@ def _sockets(asked: CommandLine) -> list[Any]:
 
 async def _open(asked: CommandLine) -> "BlockBackend":
     """Raises: ProgramError, OSError, BlockError."""
-    from aioblock import BlockError, OptionError
+    from aioblock import BlockError
 
     writable = not asked.read_only and asked.load_snapshot is None
-    how: dict[str, Any] = {"format": asked.format, "cache": asked.cache, "discard": asked.discard}
+    how: dict[str, Any] = {
+        "format": asked.format,
+        "cache": asked.cache,
+        "aio": asked.aio,
+        "discard": asked.discard,
+    }
     try:
-        if asked.aio == "native" and asked.cache not in ("none", "off", "directsync"):
-            raise OptionError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
         if asked.snapshot:
             if asked.load_snapshot is not None:  # the overlay has none
                 raise ProgramError("Failed to load snapshot: Can't find snapshot")

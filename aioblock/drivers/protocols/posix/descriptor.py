@@ -25,9 +25,9 @@ _fdatasync = os.fdatasync if hasattr(os, "fdatasync") else os.fsync
 
 
 class Descriptor:
-    """An open file descriptor, and the jobs in threads that use it."""
+    """An open file descriptor, the jobs in threads that use it, and the operations that the kernel does without one."""
 
-    __slots__ = ("_gone", "_io", "_jobs", "_lock", "_pools", "fd", "sync_error")
+    __slots__ = ("_begun", "_gone", "_held", "_io", "_jobs", "_lock", "_pools", "fd", "sync_error")
 
     def __init__(self, fd: int, device: int) -> None:
         """Takes over `fd`. `device` says whose threads work on it (`st_dev`)."""
@@ -36,13 +36,16 @@ class Descriptor:
         self._jobs: set[Future[Any]] = set()
         self._lock = threading.Lock()  # guards `_jobs` and `_gone`; nothing else is locked inside
         self._gone: Future[None] | None = None
+        self._begun = 0
+        self._held: Future[None] | None = None
+        """Where somebody waits: the job that stands for all operations that are begun."""
         self._io = _Tracked(self, self._pools.io)
         self.sync_error: OSError | None = None
         """The first failure of `sync`."""
 
     def __repr__(self) -> str:
         state = "open" if self._gone is None else "closed" if self._gone.done() else "closing"
-        return f"Descriptor({self.fd}, {state}, jobs={len(self._jobs)})"
+        return f"Descriptor({self.fd}, {state}, jobs={len(self._jobs) + self._begun})"
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
@@ -61,13 +64,34 @@ class Descriptor:
         held.add_done_callback(self._finished)
         return held
 
+    def begin(self) -> None:
+        """Begin an operation of the kernel's own, until `end`: so long the descriptor stays open.
+
+        Both are for the thread of the event loop alone, and cost next to nothing; a job costs several microseconds.
+        """
+        if self._gone is not None:
+            raise ValueError("the file is closed")
+        self._begun += 1
+
+    def end(self) -> None:
+        """The reverse of one `begin`."""
+        self._begun -= 1
+        if not self._begun and self._held is not None:
+            held, self._held = self._held, None
+            self._pools.sync.submit(held.set_result, None)  # it may close the descriptor: a thread shall
+
+    def _hold_begun(self) -> None:
+        if self._begun and self._held is None:
+            self._held = self.hold()
+
     async def run_sync(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """As `run`, in a thread that reads and writes never take."""
         return await asyncio.wrap_future(self.submit(partial(function, *args, **kwargs), self._pools.sync))
 
     async def idle(self) -> None:
-        """Wait until no thread uses the descriptor, also for jobs whose awaiter is gone."""
+        """Wait until no thread uses the descriptor, nor the kernel by itself, also for jobs whose awaiter is gone."""
         loop = asyncio.get_running_loop()
+        self._hold_begun()
         while jobs := tuple(self._jobs):
             done: asyncio.Future[None] = loop.create_future()
             jobs[0].add_done_callback(lambda _, done=done: _wake(loop, done))  # type: ignore[misc]
@@ -102,6 +126,8 @@ class Descriptor:
         Raises: OSError, what close(2) said; the descriptor is gone then too.
         """
         gone: Future[None] = Future()
+        if self._gone is None:
+            self._hold_begun()
         with self._lock:
             if self._gone is not None:
                 raise ValueError("the file is closed already")

@@ -1,8 +1,8 @@
 """What `file` and `host_device` have in common: a descriptor of the host, read and written at offsets.
 
 Data in the page cache is read on the event loop, by a call that refuses to wait (RWF_NOWAIT); all else is read and
-written in threads. A read in a thread goes to memory of its own, which is copied when it is done: the thread of a
-cancelled read goes on, and must not write where its caller has something else by now.
+written in threads, and with O_DIRECT as `direct` says. A read in a thread goes to memory of its own, which is copied
+when it is done: the thread of a cancelled read goes on, and must not write where its caller has something else by now.
 
 After `reopen` the driver has another Descriptor; a job keeps the one it began with.
 """
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from aioblock.base.errors import NotSupported, OptionError
 from aioblock.base.flags import PERM_ALL
+from aioblock.core.context import AIO_MODES
 from aioblock.core.driver import BlockDriver
 from aioblock.core.images import DriverInfo
 from aioblock.core.limits import BlockLimits
 from aioblock.drivers.protocols.posix.aligned import AlignedMemory
+from aioblock.drivers.protocols.posix.direct import DirectIO
 from aioblock.drivers.protocols.posix.locks import ImageLocks
 from aioblock.drivers.protocols.posix.opening import OpenFile, Target, identity_of, open_file
-from aioblock.drivers.protocols.posix.transfer import SLICE, read_fully, write_direct
+from aioblock.drivers.protocols.posix.transfer import SLICE, read_fully
 from aioblock.drivers.protocols.posix.writes import SMALL, Writes
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class PosixDriver(BlockDriver):
         self._descriptor = opened.descriptor
         self._fd = opened.descriptor.fd
         self._writes = Writes(opened.descriptor)
-        self._direct = target.direct
+        self._direct = DirectIO(opened.descriptor, opened.alignment, opened.native) if target.direct else None
         # What the filesystem refuses is remembered; O_DIRECT has nothing that would be there without waiting.
         self._read_inline = self._write_inline = bool(_NOWAIT) and not target.direct
         self.identity = identity_of(opened.stat)
@@ -74,32 +76,29 @@ class PosixDriver(BlockDriver):
         """Whether a file of such a `st_mode` is one for this driver."""
 
     @classmethod
-    def _target_of(cls, filename: str, *, read_only: bool, direct: bool) -> Target:
+    def _target_of(cls, filename: str, *, read_only: bool, direct: bool, aio: str | None = None) -> Target:
         refusal = f"'{cls.name}' driver requires '{filename}' to be {cls.refusal}"
-        return Target(filename, filename, cls.accepts, refusal, read_only, direct)
+        return Target(filename, filename, cls.accepts, refusal, read_only, direct, aio)
 
     @classmethod
     async def open(cls, context: "OpenContext") -> Self:
         """Open the file.
 
-        Options: `filename`; `locking` (on, off, auto: where the filesystem can); `aio` (threads, native, io_uring),
-        which is how QEMU asks the system for I/O: here it changes nothing. `drop-cache` is taken and has no effect: it
-        matters to migration alone.
+        Options: `filename`; `locking` (on, off, auto: where the filesystem can); `aio`, how the system is asked for I/O
+        with O_DIRECT: `native` (the kernel's asynchronous I/O, refused where there is none) or `threads`; without it,
+        and for `io_uring`, native where there is one. `drop-cache` is taken and has no effect: it matters to migration
+        alone.
         """
         options = context.options
         filename = options.take_str("filename", "")
         if not filename:
             raise OptionError(f"The '{cls.name}' block driver requires a file name", option="filename")
         locking = options.take_choice("locking", ("on", "off", "auto"), "auto")
-        aio = options.take_choice("aio", ("threads", "native", "io_uring"), "threads")
-        if aio == "native" and not context.cache.direct:
-            raise OptionError(
-                "aio=native was specified, but it requires cache.direct=on, which was not specified.", option="aio"
-            )
+        aio = options.take_choice("aio", AIO_MODES, "") if "aio" in options else context.aio
         options.take_bool("drop-cache", True)
         if options.take_bool("x-check-cache-dropped", False):
             raise NotSupported("x-check-cache-dropped=on is not supported")
-        target = cls._target_of(filename, read_only=context.read_only, direct=context.cache.direct)
+        target = cls._target_of(filename, read_only=context.read_only, direct=context.cache.direct, aio=aio)
         opened = await open_file(target)
         try:
             if locking == "on" and not opened.lockable:
@@ -109,7 +108,7 @@ class PosixDriver(BlockDriver):
                 locks = ImageLocks(opened.descriptor.fd, filename)
             return cls(target, opened, locks, no_flush=context.cache.no_flush)
         except BaseException:
-            await opened.descriptor.close()
+            await opened.close()
             raise
 
     async def set_permissions(self, perm: int, shared: int) -> None:
@@ -123,9 +122,9 @@ class PosixDriver(BlockDriver):
 
     async def reopen(self, *, read_only: bool, direct: bool, no_flush: bool) -> None:
         """Open the same file again in another mode, with the same locks, and go on with that one."""
-        old = self._descriptor
+        old = self._opened
         target = self._target._replace(
-            path=_path_of(old.fd) or self._target.filename,
+            path=_path_of(self._fd) or self._target.filename,
             read_only=read_only,
             direct=direct,
             identity=self.identity,
@@ -133,9 +132,9 @@ class PosixDriver(BlockDriver):
         opened = await open_file(target)
         try:
             if self._locks is not None:
-                self._locks = await old.run_sync(_copy_locks, self._locks, opened.descriptor.fd)
+                self._locks = await old.descriptor.run_sync(_copy_locks, self._locks, opened.descriptor.fd)
         except BaseException:
-            await opened.descriptor.close()
+            await opened.close()
             raise
         self._adopt(target, opened)
         self._no_flush = no_flush
@@ -145,15 +144,15 @@ class PosixDriver(BlockDriver):
             pass
 
     async def close(self) -> None:
-        """Close the file when no thread uses it any more."""
-        await self._descriptor.close()
+        """Close the file when nobody uses it any more."""
+        await self._opened.close()
 
     def info(self) -> DriverInfo:
         """A file is never dirty."""
         return DriverInfo(dirty=False)
 
     async def drain_begin(self) -> None:
-        """Wait for the threads of cancelled requests."""
+        """Wait for what goes on of cancelled requests."""
         await self._descriptor.idle()
 
     # -- data --------------------------------------------------------------------------------------------------------
@@ -168,8 +167,10 @@ class PosixDriver(BlockDriver):
         return False
 
     async def preadv(self, offset: int, buffer: memoryview, flags: int) -> None:
-        """Fill `buffer`: on the spot where the page cache has it, else by a thread."""
-        if not self.preadv_now(offset, buffer):
+        """Fill `buffer`: on the spot where the page cache has it, else by a thread; with O_DIRECT see `direct`."""
+        if self._direct is not None:
+            await self._direct.read(offset, buffer)
+        elif not self.preadv_now(offset, buffer):
             await self._read_in_threads(offset, buffer)
 
     async def _read_in_threads(self, offset: int, buffer: memoryview) -> None:
@@ -178,20 +179,26 @@ class PosixDriver(BlockDriver):
                 await self.preadv(offset + start, buffer[start : start + SLICE], 0)
                 await asyncio.sleep(0)  # it may all have been in the page cache
             return
-        alignment = self._opened.alignment if self._direct else 1
-        view = await self._descriptor.run(read_fully, self._fd, offset, len(buffer), _memory, alignment)
+        view = await self._descriptor.run(read_fully, self._fd, offset, len(buffer), _memory)
         buffer[:] = view
         _memory.give(view)
 
     def pwritev_soon(self, offset: int, data: memoryview, done: "Done") -> bool:
         """Give a small write to the next batch for a thread, where the filesystem takes none on the spot."""
-        if self._write_inline or self._direct or len(data) > SMALL:
+        if self._direct is not None:
+            return self._direct.write_soon(offset, data, done)
+        if self._write_inline or len(data) > SMALL:
             return False
         self._writes.begin(offset, data, done)
         return True
 
     async def pwritev(self, offset: int, data: memoryview, flags: int) -> None:
-        """Write `data`: on the spot where the filesystem takes it without waiting, else by a thread."""
+        """Write `data`: on the spot where the filesystem takes it without waiting, else by a thread.
+
+        With O_DIRECT see `direct`.
+        """
+        if self._direct is not None:
+            return await self._direct.write(offset, data)
         if self._write_inline and len(data) <= SLICE:
             try:
                 done = _pwritev(self._fd, (data,), offset, _NOWAIT)
@@ -200,10 +207,7 @@ class PosixDriver(BlockDriver):
                 offset, data = offset + done, data[done:]
             except OSError as error:
                 self._write_inline = _goes_on(error)
-        if self._direct:
-            await self._descriptor.run(write_direct, self._fd, offset, data, _memory)
-        else:
-            await self._writes.write(offset, data)
+        await self._writes.write(offset, data)
 
     async def flush(self) -> None:
         """Put the data on stable storage. Once that has failed, it fails until the file is opened anew."""

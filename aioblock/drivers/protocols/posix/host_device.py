@@ -108,7 +108,7 @@ class HostDeviceDriver(PosixDriver):
             if (options.get("size") or 0) > _length_of(opened.descriptor.fd):
                 raise OSError(errno.ENOSPC, "Cannot grow device files")
         finally:
-            await opened.descriptor.close()
+            await opened.close()
 
 
 class HostCdromDriver(HostDeviceDriver):

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from aioblock.base.errors import with_context
+from aioblock.base.errors import OptionError, with_context
 from aioblock.drivers.protocols.posix.aligned import direct_alignment
 from aioblock.drivers.protocols.posix.descriptor import Descriptor
 from aioblock.drivers.protocols.posix.locks import ImageLocks
+from aioblock.drivers.protocols.posix.native import NativeAio
 from aioblock.drivers.protocols.posix.threads import OPENING, DevicePools
 
 __all__ = ["OpenFile", "Target", "identity_of", "open_file"]
@@ -30,6 +31,8 @@ class Target(NamedTuple):
     """The message for one that is not."""
     read_only: bool
     direct: bool
+    aio: str | None = None
+    """threads, native or io_uring; None: what is best here."""
     identity: object = None
     """What it must be (`identity_of`), for who opens it again."""
 
@@ -43,6 +46,14 @@ class OpenFile(NamedTuple):
     """Of offsets and lengths, in bytes: more than 1 only with O_DIRECT."""
     lockable: bool
     """Whether its filesystem has the locks of `locks.py`."""
+    native: NativeAio | None
+    """What reads and writes it without threads, if anything does."""
+
+    async def close(self) -> None:
+        """Close it when nobody uses it any more, also where this is cancelled. Raises: OSError."""
+        if self.native is not None:
+            self.native.release()
+        await self.descriptor.close()
 
 
 class _Opened(NamedTuple):
@@ -73,9 +84,33 @@ async def open_file(target: Target) -> OpenFile:
             job.add_done_callback(_undo)
             raise
         device = opened.stat.st_rdev if stat.S_ISBLK(opened.stat.st_mode) else opened.stat.st_dev
-        return OpenFile(Descriptor(opened.fd, device), opened.stat, opened.alignment, opened.lockable)
+        descriptor = Descriptor(opened.fd, device)
+        try:
+            native = _native(target, device)
+        except BaseException:
+            await descriptor.close()
+            raise
+        return OpenFile(descriptor, opened.stat, opened.alignment, opened.lockable, native)
     finally:
         pools.release()
+
+
+def _native(target: Target, device: int) -> NativeAio | None:
+    """What O_DIRECT goes by unless threads were asked for.
+
+    Raises, where it was asked for by name: OptionError without O_DIRECT; OSError where the kernel has none.
+    """
+    if not target.direct and target.aio == "native":
+        reason = "aio=native was specified, but it requires cache.direct=on, which was not specified."
+        raise OptionError(reason, option="aio")
+    if not target.direct or target.aio == "threads":
+        return None
+    try:
+        return NativeAio.acquire(device)
+    except OSError as error:
+        if target.aio != "native":
+            return None
+        raise with_context(error, f"Could not open '{target.filename}' with aio=native: ") from None
 
 
 def _undo(job: "Future[_Opened]") -> None:
