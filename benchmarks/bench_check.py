@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.chains import half
-from benchmarks.peers import ROUNDS, measured, need, ours, report, report_memory
+from benchmarks.peers import ROUNDS, measured, need, ours, report
 
 GIB = 256
 
@@ -22,7 +22,6 @@ def main() -> None:
             mine.append(measured(ours("aioblock-img"), "check", image))
             peer.append(measured("qemu-img", "check", image))
         report(f"check, {GIB} GiB", [used.wall for used in mine], [used.wall for used in peer])
-        report_memory(mine, peer)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main() -> None:
         cases = {
             "raw": ("-f", "raw", str(made.raw)),
             "compressed qcow2": ("-f", "qcow2", str(made.packed)),
-            f"qcow2 of {GIB} GiB": ("-f", "qcow2", str(half(Path(made.folder)))),
+            f"qcow2 of {GIB} GiB": ("-f", "qcow2", str(half(Path(made.folder), GIB))),
         }
         for case, words in cases.items():
             mine, peer = [], []
