@@ -48,10 +48,13 @@ async def _measure(paths: list[Path]) -> None:
         f"open, one after the other     {took / len(disks) * 1e3:8.2f} ms each {held / len(disks) / 1024:8.1f} KiB each"
     )
     until = time.perf_counter() + SECONDS
-    counts = await asyncio.gather(*(_client(disk, number, until) for number, disk in enumerate(disks)))
+    with aioblock.LoopWatchdog() as watchdog:
+        counts = await asyncio.gather(*(_client(disk, number, until) for number, disk in enumerate(disks)))
     low, high, middle = min(counts), max(counts), statistics.median(counts)
     print(f"reads                         {sum(counts) / SECONDS:8.0f} a second")
     print(f"reads of one image            {low} to {high}, median {middle:.0f}; most / fewest {high / low:.2f}")
+    lags = watchdog.lags
+    print(f"callbacks of the loop late    p99 {lags.percentile(99) * 1e3:.1f} ms, longest {lags.maximum * 1e3:.1f} ms")
     after = _resident() - before
     print(f"after the reads               {after / len(disks) / 1024:8.1f} KiB each, tables included")
     began = time.perf_counter()

@@ -66,7 +66,8 @@ class BlockBackend(StatusVerbs, BitmapVerbs):
         self._queue: deque[asyncio.Future[None]] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._in_a_row = 0
-        self._stretch = YIELD_AFTER
+        self._stretch = 2
+        """After how many it gives way: few at first, until it has seen how long a turn of the loop takes."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -145,7 +146,7 @@ class BlockBackend(StatusVerbs, BitmapVerbs):
             await asyncio.sleep(0)
             turn = monotonic() - began
             if turn > LONG_TURN:
-                self._stretch = max(self._stretch // 2, 1)
+                self._stretch = max(int(self._stretch * LONG_TURN / turn), 1)
             elif turn < LONG_TURN / 4 and self._stretch < YIELD_AFTER:
                 self._stretch *= 2
 

@@ -260,9 +260,10 @@ async def test_the_longer_a_turn_takes_the_sooner_requests_give_way(monkeypatch:
                 await disk.pread(0, 1)
             return count / (turns.turns - before)
 
+        assert await reads_between_turns(126) == 126 / 6  # 2, 4, 8, ... 64
         assert await reads_between_turns() == 64
         turns.taking = 1.0
-        await reads_between_turns(200)
+        await reads_between_turns()
         assert await reads_between_turns() == 1
         turns.taking = 0.003  # neither long nor short: as it is
         assert await reads_between_turns() == 1
