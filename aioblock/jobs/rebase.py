@@ -97,6 +97,8 @@ class _Comparing:
         self.rest: _Stretch | None = None
         """What is left of the stretch that pieces are cut from."""
         self.next_piece = asyncio.Lock()
+        self.stored: asyncio.Future[None] | None = None
+        """Done when what the piece taken last needs is stored: in order, so that the overlay is not fragmented."""
         self.done = 0
 
     async def work(self, stretches: AsyncGenerator[_Stretch, None]) -> None:
@@ -105,10 +107,18 @@ class _Comparing:
         while True:
             async with self.next_piece:
                 piece = await self._next(stretches)
-            if piece is None:
-                return
-            if not piece.agrees:
-                await self._compare(piece, old[: piece.nbytes], new[: piece.nbytes])
+                before, stored = self.stored, asyncio.get_running_loop().create_future()
+                self.stored = stored
+            try:
+                if piece is None:
+                    return
+                if not piece.agrees:
+                    await self._compare(piece, old[: piece.nbytes], new[: piece.nbytes], before)
+                elif before is not None:
+                    await asyncio.wait((before,))
+            finally:
+                if not stored.done():
+                    stored.set_result(None)
             self.done += piece.nbytes
             if self.progress is not None:
                 self.progress(self.done, self.length)
@@ -124,14 +134,18 @@ class _Comparing:
         self.rest = whole._replace(offset=whole.offset + nbytes, nbytes=whole.nbytes - nbytes)
         return whole._replace(nbytes=nbytes)
 
-    async def _compare(self, piece: _Stretch, old: memoryview, new: memoryview) -> None:
-        """Store in the overlay the clusters of a piece that would read otherwise."""
+    async def _compare(
+        self, piece: _Stretch, old: memoryview, new: memoryview, before: "asyncio.Future[None] | None"
+    ) -> None:
+        """Store in the overlay the clusters of a piece that would read otherwise, when those `before` are stored."""
         import numpy as np
 
         offset, nbytes = piece.offset, piece.nbytes
         await self._read(self.disk, 0, offset, old, piece.old)
         await self._read(self.new, 1, offset, new, piece.new)
         differ = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
+        if before is not None:
+            await asyncio.wait((before,))  # cancelled: it is another worker's, and goes on
         # Copy-on-read takes whole clusters: ask for each one once.
         clusters = np.unique((differ + offset) // self.unit).tolist()
         for begin, end in _runs(clusters):
