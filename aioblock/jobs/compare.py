@@ -9,7 +9,7 @@ from typing import NamedTuple
 from aioblock.base.buffers import aligned_buffer, is_zero
 from aioblock.base.errors import BlockError
 from aioblock.base.flags import EOF, ZERO
-from aioblock.core.eager import Finished, settle, start
+from aioblock.core.eager import Finished, outcome, settle, start
 from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.errors import PositionedError
 from aioblock.jobs.plan import SECTOR
@@ -63,7 +63,7 @@ async def compare(
 
     async def oldest() -> int | None:
         end, question = under_way[0]
-        found = question.result() if isinstance(question, Finished) else await question
+        found = await outcome(question)
         under_way.popleft()
         if progress is not None:
             progress(end, total)

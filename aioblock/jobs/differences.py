@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from aioblock.base.buffers import aligned_buffer
 from aioblock.base.flags import ZERO
-from aioblock.core.eager import Finished, settle, start
+from aioblock.core.eager import Finished, outcome, settle, start
 from aioblock.graph.backend import BlockBackend
 from aioblock.jobs.compare import AHEAD, BUFFER, read_both, stretches
 from aioblock.jobs.plan import SECTOR
@@ -46,7 +46,7 @@ async def differences(
         """What the piece that was begun first holds; the range that may go on is kept back."""
         nonlocal last
         end, question = under_way[0]
-        found = question.result() if isinstance(question, Finished) else await question
+        found = await outcome(question)
         under_way.popleft()
         if progress is not None:
             progress(end, total)

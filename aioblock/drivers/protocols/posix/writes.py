@@ -50,10 +50,7 @@ class Writes:
                 self._small.append((offset, data, done, waiter))
             else:
                 self._long.append((partial(write_fully, self._descriptor.fd, offset, data), done, waiter))
-            if self._running:
-                return
-            self._running = True
-        asyncio.get_running_loop().call_soon(self._start)
+        self._go_on()
 
     def write(self, offset: int, data: memoryview) -> "asyncio.Future[None]":
         """Write all of `data`. A cancelled write happens, or not at all where the thread has not come to it."""
@@ -72,10 +69,16 @@ class Writes:
 
         with self._lock:
             self._long.append((work, done, waiter))
-            begin, self._running = not self._running, True
-        if begin:
-            asyncio.get_running_loop().call_soon(self._start)
+        self._go_on()
         return waiter
+
+    def _go_on(self) -> None:
+        """Have the thread begin at the end of this turn of the loop, unless it is at work."""
+        with self._lock:
+            if self._running:
+                return
+            self._running = True
+        asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
